@@ -1,0 +1,87 @@
+//! `fairlead`, the one binary: `server`, `agent`, `dev`, and the client's verbs.
+
+mod agent;
+mod client;
+mod dev;
+mod server;
+mod settings;
+mod telemetry;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
+
+/// Kubernetes Services for plain hosts.
+#[derive(Parser)]
+#[command(name = "fairlead", version, about, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: client::Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a server: state, consensus, API and DNS
+    Server(Box<server::ServerArgs>),
+    /// Run this node's agent: rules, probes, lease
+    Agent(Box<agent::AgentArgs>),
+    /// Run everything in one process, for trying things out
+    Dev(Box<dev::DevArgs>),
+    #[command(flatten)]
+    Client(client::Verb),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: can't start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(dispatch(cli));
+    // Blocking tasks (a probe's connect, say) must not hold the exit up.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    code
+}
+
+async fn dispatch(cli: Cli) -> ExitCode {
+    let Cli { global, command } = cli;
+    let ended = match command {
+        Command::Client(verb) => return client::run(global, verb).await,
+        Command::Server(args) => server::main(&global, *args).await,
+        Command::Agent(args) => agent::main(&global, *args).await,
+        Command::Dev(args) => dev::main(&global, *args).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Cancelled by SIGINT or SIGTERM; a second signal ends the process at once.
+fn signals() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let cancel = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let token = cancel.clone();
+    tokio::spawn(async move {
+        for round in 0.. {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if round > 0 {
+                std::process::exit(130);
+            }
+            token.cancel();
+        }
+    });
+    Ok(cancel)
+}

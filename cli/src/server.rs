@@ -1,0 +1,128 @@
+//! `fairlead server`: flags, variables and file into a server's configuration.
+
+use crate::client::Global;
+use crate::{settings, signals, telemetry};
+use anyhow::Context as _;
+use clap::Args;
+use fairlead_server::dns::StalePolicy;
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Run a server. With --config FILE the same settings come from a TOML file (names as the flags').
+#[derive(Args, Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ServerArgs {
+    /// Name of this member, unique in the cluster [default: the host's name]
+    #[arg(long, env = "FAIRLEAD_NAME")]
+    name: Option<String>,
+    /// Where everything is stored [default: /var/lib/fairlead/server]
+    #[arg(long, env = "FAIRLEAD_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// gRPC for clients and agents [default: 0.0.0.0:7400]
+    #[arg(long, env = "FAIRLEAD_LISTEN_GRPC")]
+    listen_grpc: Option<SocketAddr>,
+    /// Other servers [default: 0.0.0.0:7401]
+    #[arg(long, env = "FAIRLEAD_LISTEN_PEER")]
+    listen_peer: Option<SocketAddr>,
+    /// HTTPS; for now /livez and /readyz, without TLS [default: 0.0.0.0:7443]
+    #[arg(long, env = "FAIRLEAD_LISTEN_HTTPS")]
+    listen_https: Option<SocketAddr>,
+    /// DNS, UDP and TCP [default: 0.0.0.0:53]
+    #[arg(long, env = "FAIRLEAD_LISTEN_DNS")]
+    listen_dns: Option<SocketAddr>,
+    /// /metrics, /livez and /readyz [default: 0.0.0.0:7490]
+    #[arg(long, env = "FAIRLEAD_LISTEN_METRICS")]
+    listen_metrics: Option<SocketAddr>,
+    /// gRPC address told to the other members [default: from --listen-grpc]
+    #[arg(long, env = "FAIRLEAD_ADVERTISE_GRPC")]
+    advertise_grpc: Option<String>,
+    /// All members: n1=host:peerport,… [default: this member alone]
+    #[arg(long, env = "FAIRLEAD_INITIAL_CLUSTER")]
+    initial_cluster: Option<String>,
+    /// Range of ClusterIPs [default: 10.96.0.0/12]
+    #[arg(long, env = "FAIRLEAD_SERVICE_CIDR")]
+    service_cidr: Option<IpNet>,
+    /// NodePorts, inclusive [default: 30000-32767]
+    #[arg(long, env = "FAIRLEAD_NODE_PORT_RANGE")]
+    node_port_range: Option<String>,
+    /// Zone that DNS answers for [default: cluster.local]
+    #[arg(long, env = "FAIRLEAD_CLUSTER_DOMAIN")]
+    cluster_domain: Option<String>,
+    /// What DNS does without a quorum: serve-stale or strict [default: serve-stale]
+    #[arg(long, env = "FAIRLEAD_DNS_STALE")]
+    dns_stale: Option<String>,
+    /// Speak plaintext (in the file only; on the command line it is the global --insecure)
+    #[arg(skip)]
+    insecure: bool,
+}
+
+/// Runs until a signal.
+pub async fn main(global: &Global, args: ServerArgs) -> anyhow::Result<()> {
+    let _telemetry = telemetry::start("info")?;
+    let file: ServerArgs = match &global.config {
+        Some(path) => settings::read(path)?,
+        None => ServerArgs::default(),
+    };
+    let insecure = global.insecure || file.insecure;
+    anyhow::ensure!(insecure, "this version speaks plaintext only: say --insecure to run a server without TLS");
+    let config = configure(args, file)?;
+    let cancel = signals()?;
+    fairlead_server::run(config, cancel, None).await.context("server")
+}
+
+fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_server::Config> {
+    let name = args.name.or(file.name).map_or_else(host_name, Ok)?;
+    let listen_peer = args.listen_peer.or(file.listen_peer).unwrap_or(any(7401));
+    let cluster = args.initial_cluster.or(file.initial_cluster);
+    let initial_cluster = match cluster {
+        Some(text) => settings::initial_cluster(&text)?,
+        None => {
+            let host = if listen_peer.ip().is_unspecified() { "127.0.0.1".to_owned() } else { listen_peer.ip().to_string() };
+            vec![(name.clone(), format!("{host}:{}", listen_peer.port()))]
+        }
+    };
+    let stale = args.dns_stale.or(file.dns_stale);
+    let dns_stale = match stale.as_deref() {
+        None | Some("serve-stale") => StalePolicy::ServeStale,
+        Some("strict") => StalePolicy::Strict,
+        Some(other) => anyhow::bail!("--dns-stale is {other:?}, not serve-stale or strict"),
+    };
+    let range = args.node_port_range.or(file.node_port_range);
+    Ok(fairlead_server::Config {
+        name,
+        data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| "/var/lib/fairlead/server".into()),
+        listen_grpc: args.listen_grpc.or(file.listen_grpc).unwrap_or(any(7400)),
+        listen_peer,
+        listen_https: args.listen_https.or(file.listen_https).unwrap_or(any(7443)),
+        listen_dns: args.listen_dns.or(file.listen_dns).unwrap_or(any(53)),
+        listen_metrics: args.listen_metrics.or(file.listen_metrics).unwrap_or(any(7490)),
+        advertise_grpc: args.advertise_grpc.or(file.advertise_grpc),
+        initial_cluster,
+        service_cidr: service_cidr(args.service_cidr.or(file.service_cidr))?,
+        node_ports: range.as_deref().map_or(Ok((30_000, 32_767)), settings::node_port_range)?,
+        cluster_domain: args.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".into()),
+        dns_stale,
+        render_metrics: telemetry::metrics()?,
+    })
+}
+
+/// The range of ClusterIPs; host bits are an error rather than a surprise.
+pub fn service_cidr(given: Option<IpNet>) -> anyhow::Result<IpNet> {
+    let Some(cidr) = given else { return Ok("10.96.0.0/12".parse()?) };
+    anyhow::ensure!(cidr.addr() == cidr.network(), "--service-cidr {cidr} has host bits set: did you mean {}?", cidr.trunc());
+    let host_bits = cidr.max_prefix_len() - cidr.prefix_len();
+    anyhow::ensure!(host_bits <= 20, "--service-cidr {cidr} is too large: at most 20 host bits");
+    Ok(cidr)
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], port))
+}
+
+/// The host's name, as members and nodes are called by default.
+pub fn host_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("can't read the host's name: give one")?;
+    name.into_string().map(|name| name.to_lowercase()).map_err(|name| anyhow::anyhow!("the host's name {name:?} is not text: give one"))
+}

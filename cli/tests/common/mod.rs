@@ -1,0 +1,227 @@
+//! Starts the real binary as a user would, on loopback with free ports and in folders of its own.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use serde_json::Value;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The binary under test.
+pub const FAIRLEAD: &str = env!("CARGO_BIN_EXE_fairlead");
+
+/// A process that ends with the test.
+pub struct Process {
+    child: Child,
+    /// Its standard error.
+    pub log: PathBuf,
+}
+
+impl Process {
+    /// Starts it with its output in `log`.
+    pub fn start(command: &mut Command, log: PathBuf) -> Self {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Self { child, log }
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill_9(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends a signal by number.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> Option<std::process::ExitStatus> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
+    }
+
+    /// What it printed.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill_9();
+    }
+}
+
+/// A port that is free for TCP and UDP now.
+pub fn free_port() -> u16 {
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Three servers (or one) on loopback.
+pub struct Cluster {
+    /// Their folders.
+    pub dir: tempfile::TempDir,
+    names: Vec<String>,
+    ports: Vec<[u16; 5]>,
+    /// Running servers.
+    pub servers: Vec<Option<Process>>,
+}
+
+impl Cluster {
+    /// Starts `count` servers and waits until they answer.
+    pub fn start(count: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let names = (1..=count).map(|index| format!("n{index}")).collect();
+        let ports = (0..count).map(|_| std::array::from_fn(|_| free_port())).collect();
+        let mut cluster = Self { dir, names, ports, servers: (0..count).map(|_| None).collect() };
+        for index in 0..count {
+            cluster.start_server(index);
+        }
+        cluster.wait_ready();
+        cluster
+    }
+
+    /// The command line of one server.
+    pub fn server_command(&self, index: usize) -> Command {
+        let [grpc, _, https, dns, metrics] = self.ports[index];
+        let [_, peer, ..] = self.ports[index];
+        let members: Vec<_> = self.names.iter().zip(&self.ports).map(|(name, ports)| format!("{name}=127.0.0.1:{}", ports[1])).collect();
+        let mut command = Command::new(FAIRLEAD);
+        command.args(["--insecure", "server", "--name", &self.names[index]]).arg("--data-dir").arg(self.data_dir(index));
+        command.args(["--initial-cluster", &members.join(",")]);
+        for (face, port) in [("grpc", grpc), ("peer", peer), ("https", https), ("dns", dns), ("metrics", metrics)] {
+            command.arg(format!("--listen-{face}")).arg(format!("127.0.0.1:{port}"));
+        }
+        command
+    }
+
+    /// Where one server stores.
+    pub fn data_dir(&self, index: usize) -> PathBuf {
+        self.dir.path().join(&self.names[index])
+    }
+
+    /// Starts one server (again).
+    pub fn start_server(&mut self, index: usize) {
+        let log = self.dir.path().join(format!("{}.log", self.names[index]));
+        self.servers[index] = Some(Process::start(&mut self.server_command(index), log));
+    }
+
+    /// DNS port of one server.
+    pub fn dns_port(&self, index: usize) -> u16 {
+        self.ports[index][3]
+    }
+
+    /// gRPC address of one server.
+    pub fn grpc(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[index][0])
+    }
+
+    /// Metrics address of one server.
+    pub fn metrics(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[index][4])
+    }
+
+    /// `fairlead` against all servers.
+    pub fn cli(&self) -> Command {
+        let all: Vec<_> = (0..self.names.len()).map(|index| self.grpc(index)).collect();
+        let mut command = Command::new(FAIRLEAD);
+        command.args(["--insecure", "--server", &all.join(",")]);
+        command
+    }
+
+    /// Runs `fairlead ARGS` with a manifest on standard input.
+    pub fn run(&self, args: &[&str], stdin: &str) -> Output {
+        run(self.cli().args(args), stdin)
+    }
+
+    /// Runs `fairlead ARGS`, which must succeed, and answers its standard output.
+    pub fn ok(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.run(args, stdin);
+        assert!(output.status.success(), "{args:?}: {}{}\n{}", text(&output.stdout), text(&output.stderr), self.logs());
+        text(&output.stdout)
+    }
+
+    /// `fairlead status -o json`.
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.ok(&["status", "-o", "json"], "")).unwrap()
+    }
+
+    /// Index of the leader.
+    pub fn leader(&self) -> usize {
+        eventually("a leader", || {
+            let status = self.status();
+            let members = status["members"].as_array()?.clone();
+            let leader = members.iter().find(|member| member["leader"] == true)?["name"].as_str()?.to_owned();
+            self.names.iter().position(|name| *name == leader)
+        })
+    }
+
+    /// Waits until a write succeeds.
+    pub fn wait_ready(&self) {
+        eventually("a ready cluster", || self.run(&["get", "namespace", "default"], "").status.success().then_some(()));
+    }
+
+    /// The ends of all logs, for a failing test's message.
+    pub fn logs(&self) -> String {
+        self.names
+            .iter()
+            .map(|name| {
+                let log = std::fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default();
+                let tail: Vec<_> = log.lines().rev().take(8).collect();
+                format!("-- {name}\n{}\n", tail.into_iter().rev().collect::<Vec<_>>().join("\n"))
+            })
+            .collect()
+    }
+}
+
+/// Runs a command with text on its standard input.
+pub fn run(command: &mut Command, stdin: &str) -> Output {
+    use std::io::Write as _;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// Bytes as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Tries until there is an answer, at most 20 s.
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(answer) = attempt() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A Service manifest.
+pub fn service(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  selector:\n    app: {name}\n  ports:\n  - port: 80\n    targetPort: 8080\n")
+}
+
+/// A file of a test.
+pub fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}

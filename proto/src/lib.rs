@@ -1,0 +1,33 @@
+//! Fairlead's API and the pure model that servers, agents and the command line share.
+//!
+//! Everything here is synchronous and free of IO, clocks and randomness. The gRPC stubs (feature `rpc`) are the only
+//! part that knows of tonic.
+
+pub mod digest;
+pub mod json;
+pub mod model;
+pub mod view;
+
+/// The public API, `fairlead.v1`.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/fairlead.v1.rs"));
+}
+
+/// What servers of one cluster say to each other and store (`fairlead.internal.v1`).
+pub mod internal {
+    /// Version 1 of it.
+    #[allow(missing_docs, clippy::all, clippy::pedantic)]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/fairlead.internal.v1.rs"));
+    }
+}
+
+/// The encoded `FileDescriptorSet` of every .proto file, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+impl std::fmt::Display for internal::v1::Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "entry at {} ms", self.at_ms)
+    }
+}

@@ -1,0 +1,340 @@
+//! What one node knows: services, their endpoints, its own pods, the other nodes.
+//!
+//! Law: `fold(full(r), deltas r→n) == full(n)`, for any cut and any coalescing. `fold` is total: a delta that doesn't
+//! fit says so and the view asks for a full one. Cost of a fold is O(delta), the digest's included.
+
+use crate::digest::SetDigest;
+use crate::v1::{Endpoint, EndpointItem, EndpointRef, NodeDelta, NodeItem, Pod, ServiceItem};
+use prost::Message as _;
+use std::collections::BTreeMap;
+
+/// "namespace/name" of a service or a pod, split.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespacedName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl NamespacedName {
+    /// Makes one of its parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// Splits "namespace/name"; without a slash the namespace is empty.
+    #[must_use]
+    pub fn parse(path: &str) -> Self {
+        let (namespace, name) = path.split_once('/').unwrap_or(("", path));
+        Self::new(namespace, name)
+    }
+}
+
+impl std::fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Identity of an endpoint within its service: address, then pod name.
+pub type EndpointId = (String, String);
+
+/// A service and its endpoints.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceView {
+    /// The service's rules-relevant fields.
+    pub item: ServiceItem,
+    /// All endpoints: ready, not ready and terminating.
+    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+}
+
+/// The whole of what a node needs to program its kernel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeView {
+    /// Revision that the view reflects; 0 = nothing yet.
+    pub revision: u64,
+    /// Services by name.
+    pub services: BTreeMap<NamespacedName, ServiceView>,
+    /// Pods bound to this node.
+    pub pods: BTreeMap<NamespacedName, Pod>,
+    /// Every node's addresses and zone.
+    pub nodes: BTreeMap<String, NodeItem>,
+    digest: SetDigest,
+}
+
+/// Why a delta can't be folded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FoldError {
+    /// The delta starts at another revision than the view.
+    #[error("delta starts at revision {from}, the view is at {have}")]
+    Gap {
+        /// Where the delta starts.
+        from: u64,
+        /// Where the view is.
+        have: u64,
+    },
+    /// The resulting view differs from what the server has.
+    #[error("view digest mismatch at revision {0}")]
+    Digest(u64),
+    /// An endpoint of a service that the view doesn't have.
+    #[error("endpoint of unknown service {0}")]
+    UnknownService(NamespacedName),
+}
+
+/// What a fold touched; the input of an incremental compile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Everything is new.
+    pub all: bool,
+    /// Services whose item or endpoints changed or that were removed.
+    pub services: std::collections::BTreeSet<NamespacedName>,
+    /// Pods of this node that changed or were removed.
+    pub pods: std::collections::BTreeSet<NamespacedName>,
+    /// Some node changed.
+    pub nodes: bool,
+}
+
+const SERVICE: u8 = 1;
+const ENDPOINT: u8 = 2;
+const POD: u8 = 3;
+const NODE: u8 = 4;
+
+impl NodeView {
+    /// Digest of the content (not of the revision); equal views have equal digests on every machine.
+    #[must_use]
+    pub fn digest(&self) -> Vec<u8> {
+        self.digest.to_bytes()
+    }
+
+    /// Folds one message of a delta into the view.
+    ///
+    /// # Errors
+    /// [`FoldError`]; the view must then be dropped and asked for anew.
+    pub fn fold(&mut self, delta: &NodeDelta) -> Result<Touched, FoldError> {
+        let mut touched = Touched::default();
+        match delta.from {
+            None => {
+                *self = Self::default();
+                touched.all = true;
+            }
+            Some(from) if from != self.revision => {
+                return Err(FoldError::Gap {
+                    from,
+                    have: self.revision,
+                });
+            }
+            Some(_) => {}
+        }
+        for path in &delta.remove_services {
+            let key = NamespacedName::parse(path);
+            self.remove_service(&key);
+            touched.services.insert(key);
+        }
+        for item in &delta.upsert_services {
+            touched
+                .services
+                .insert(NamespacedName::new(&item.namespace, &item.name));
+            self.upsert_service(item.clone());
+        }
+        for reference in &delta.remove_endpoints {
+            touched.services.insert(NamespacedName::new(
+                &reference.namespace,
+                &reference.service,
+            ));
+            self.remove_endpoint(reference);
+        }
+        for item in &delta.upsert_endpoints {
+            touched
+                .services
+                .insert(NamespacedName::new(&item.namespace, &item.service));
+            self.upsert_endpoint(item)?;
+        }
+        for path in &delta.remove_pods {
+            let key = NamespacedName::parse(path);
+            if let Some(old) = self.pods.remove(&key) {
+                self.digest.remove(POD, &old.encode_to_vec());
+            }
+            touched.pods.insert(key);
+        }
+        for pod in &delta.upsert_pods {
+            let key = pod_key(pod);
+            self.digest.add(POD, &pod.encode_to_vec());
+            if let Some(old) = self.pods.insert(key.clone(), pod.clone()) {
+                self.digest.remove(POD, &old.encode_to_vec());
+            }
+            touched.pods.insert(key);
+        }
+        for name in &delta.remove_nodes {
+            if let Some(old) = self.nodes.remove(name) {
+                self.digest.remove(NODE, &old.encode_to_vec());
+            }
+            touched.nodes = true;
+        }
+        for node in &delta.upsert_nodes {
+            self.digest.add(NODE, &node.encode_to_vec());
+            if let Some(old) = self.nodes.insert(node.name.clone(), node.clone()) {
+                self.digest.remove(NODE, &old.encode_to_vec());
+            }
+            touched.nodes = true;
+        }
+        // Parts of one step share `from`, so the revision moves only with the last part; a full view's first part
+        // resets, the others say `from: 0`.
+        if !delta.more {
+            self.revision = delta.to;
+            if !delta.digest.is_empty() && delta.digest != self.digest() {
+                return Err(FoldError::Digest(delta.to));
+            }
+        }
+        Ok(touched)
+    }
+
+    /// The view as one full delta.
+    #[must_use]
+    pub fn to_delta(&self) -> NodeDelta {
+        NodeDelta {
+            from: None,
+            to: self.revision,
+            upsert_services: self
+                .services
+                .values()
+                .map(|service| service.item.clone())
+                .collect(),
+            upsert_endpoints: self
+                .services
+                .iter()
+                .flat_map(|(key, service)| {
+                    service.endpoints.values().map(|endpoint| EndpointItem {
+                        namespace: key.namespace.clone(),
+                        service: key.name.clone(),
+                        endpoint: Some(endpoint.clone()),
+                    })
+                })
+                .collect(),
+            upsert_pods: self.pods.values().cloned().collect(),
+            upsert_nodes: self.nodes.values().cloned().collect(),
+            digest: self.digest(),
+            ..NodeDelta::default()
+        }
+    }
+
+    fn upsert_service(&mut self, item: ServiceItem) {
+        self.digest.add(SERVICE, &item.encode_to_vec());
+        let entry = self
+            .services
+            .entry(NamespacedName::new(&item.namespace, &item.name));
+        match entry {
+            std::collections::btree_map::Entry::Occupied(mut old) => {
+                self.digest.remove(SERVICE, &old.get().item.encode_to_vec());
+                old.get_mut().item = item;
+            }
+            std::collections::btree_map::Entry::Vacant(slot) => {
+                slot.insert(ServiceView {
+                    item,
+                    endpoints: BTreeMap::new(),
+                });
+            }
+        }
+    }
+
+    fn remove_service(&mut self, key: &NamespacedName) {
+        if let Some(old) = self.services.remove(key) {
+            self.digest.remove(SERVICE, &old.item.encode_to_vec());
+            for endpoint in old.endpoints.values() {
+                self.digest
+                    .remove(ENDPOINT, &encode_endpoint(key, endpoint));
+            }
+        }
+    }
+
+    fn upsert_endpoint(&mut self, item: &EndpointItem) -> Result<(), FoldError> {
+        let key = NamespacedName::new(&item.namespace, &item.service);
+        let Some(service) = self.services.get_mut(&key) else {
+            return Err(FoldError::UnknownService(key));
+        };
+        let endpoint = item.endpoint.clone().unwrap_or_default();
+        self.digest.add(ENDPOINT, &encode_endpoint(&key, &endpoint));
+        if let Some(old) = service.endpoints.insert(endpoint_id(&endpoint), endpoint) {
+            self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
+        }
+        Ok(())
+    }
+
+    fn remove_endpoint(&mut self, reference: &EndpointRef) {
+        let key = NamespacedName::new(&reference.namespace, &reference.service);
+        let Some(service) = self.services.get_mut(&key) else {
+            return;
+        };
+        if let Some(old) = service
+            .endpoints
+            .remove(&(reference.address.clone(), reference.pod_name.clone()))
+        {
+            self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
+        }
+    }
+}
+
+/// The digest of a view, kept item by item: for servers, which know what a node's view holds without building it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ViewDigest(SetDigest);
+
+impl ViewDigest {
+    /// Counts a service in.
+    pub fn add_service(&mut self, item: &ServiceItem) {
+        self.0.add(SERVICE, &item.encode_to_vec());
+    }
+    /// Counts a service out.
+    pub fn remove_service(&mut self, item: &ServiceItem) {
+        self.0.remove(SERVICE, &item.encode_to_vec());
+    }
+    /// Counts an endpoint of a service in.
+    pub fn add_endpoint(&mut self, service: &NamespacedName, endpoint: &Endpoint) {
+        self.0.add(ENDPOINT, &encode_endpoint(service, endpoint));
+    }
+    /// Counts an endpoint of a service out.
+    pub fn remove_endpoint(&mut self, service: &NamespacedName, endpoint: &Endpoint) {
+        self.0.remove(ENDPOINT, &encode_endpoint(service, endpoint));
+    }
+    /// Counts a pod of the node in.
+    pub fn add_pod(&mut self, pod: &Pod) {
+        self.0.add(POD, &pod.encode_to_vec());
+    }
+    /// Counts a node in.
+    pub fn add_node(&mut self, node: &NodeItem) {
+        self.0.add(NODE, &node.encode_to_vec());
+    }
+    /// Counts a node out.
+    pub fn remove_node(&mut self, node: &NodeItem) {
+        self.0.remove(NODE, &node.encode_to_vec());
+    }
+    /// As [`NodeView::digest`] gives it.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        self.0.to_bytes()
+    }
+}
+
+/// Identity of an endpoint within its service.
+#[must_use]
+pub fn endpoint_id(endpoint: &Endpoint) -> EndpointId {
+    (endpoint.address.clone(), endpoint.pod_name.clone())
+}
+
+/// Name of a pod.
+#[must_use]
+pub fn pod_key(pod: &Pod) -> NamespacedName {
+    let metadata = pod.metadata.clone().unwrap_or_default();
+    NamespacedName::new(metadata.namespace, metadata.name)
+}
+
+fn encode_endpoint(service: &NamespacedName, endpoint: &Endpoint) -> Vec<u8> {
+    EndpointItem {
+        namespace: service.namespace.clone(),
+        service: service.name.clone(),
+        endpoint: Some(endpoint.clone()),
+    }
+    .encode_to_vec()
+}

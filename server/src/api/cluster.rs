@@ -1,0 +1,242 @@
+//! The `Cluster` service: members, nodes, what is programmed where, the recent past.
+
+use crate::machine::{Change, Snapshot};
+use crate::nodes::Nodes;
+use crate::raft::Consensus;
+use crate::sync::session::Sessions;
+use fairlead_proto::model::Key;
+use fairlead_proto::v1::{
+    DataplaneRequest, DataplaneResponse, HistoryEvent, HistoryRequest, HistoryResponse, Kind, MemberStatus, NodeDataplane,
+    StatusRequest, StatusResponse, WaitProgrammedRequest, WaitProgrammedResponse, cluster_server,
+};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// Time another member gets to say how it is.
+const MEMBER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for programming.
+const MAX_WAIT: Duration = Duration::from_secs(3_600);
+/// Between two looks at another server's board.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Most events in one answer.
+const MAX_EVENTS: usize = 1_000;
+
+/// The gRPC service.
+#[derive(Clone)]
+pub struct ClusterService {
+    consensus: Consensus,
+    nodes: Arc<Nodes>,
+    sessions: Arc<Sessions>,
+}
+
+impl ClusterService {
+    /// Makes the service.
+    #[must_use]
+    pub fn new(consensus: Consensus, nodes: Arc<Nodes>, sessions: Arc<Sessions>) -> Self {
+        Self { consensus, nodes, sessions }
+    }
+
+    async fn members(&self) -> Vec<MemberStatus> {
+        let own = self.consensus.status().id;
+        let asked = self.consensus.members().into_iter().map(|member| async move {
+            if member.id == own {
+                return own_status(&self.consensus);
+            }
+            let ask = async {
+                let mut peer = self.consensus.peer(member.id).await.map_err(|error| error.to_string())?;
+                let answer = peer.member_status(fairlead_proto::internal::v1::MemberStatusRequest {}).await;
+                answer.map(Response::into_inner).map_err(|status| status.message().to_owned())
+            };
+            let answer = tokio::time::timeout(MEMBER_TIMEOUT, ask).await.unwrap_or_else(|_| Err("no answer within 1 s".into()));
+            answer.unwrap_or_else(|error| MemberStatus {
+                id: member.id,
+                name: member.name.clone(),
+                peer_address: member.peer_address.clone(),
+                grpc_address: member.grpc_address.clone(),
+                voter: true,
+                error,
+                ..MemberStatus::default()
+            })
+        });
+        let mut members = futures::future::join_all(asked).await;
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        members
+    }
+}
+
+/// What this member says of itself.
+#[must_use]
+pub fn own_status(consensus: &Consensus) -> MemberStatus {
+    let raft = consensus.status();
+    let snapshot = consensus.local();
+    let own = consensus.members().into_iter().find(|member| member.id == raft.id);
+    MemberStatus {
+        id: raft.id,
+        name: raft.name,
+        peer_address: own.as_ref().map(|member| member.peer_address.clone()).unwrap_or_default(),
+        grpc_address: own.map(|member| member.grpc_address).unwrap_or_default(),
+        leader: raft.leader == Some(raft.id),
+        voter: raft.voters.contains(&raft.id),
+        term: raft.term,
+        applied_index: raft.applied_index,
+        revision: snapshot.state.revision(),
+        state_digest: snapshot.state.digest_hex(),
+        error: String::new(),
+    }
+}
+
+#[tonic::async_trait]
+impl cluster_server::Cluster for ClusterService {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let snapshot = self.consensus.local();
+        let members = self.members().await;
+        let board = self.nodes.board().await;
+        Ok(Response::new(StatusResponse {
+            cluster_id: snapshot.state.settings().cluster_id.clone(),
+            revision: snapshot.state.revision(),
+            members,
+            nodes: board.nodes,
+            alarms: board.alarms,
+            server: self.consensus.status().name,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn wait_programmed(&self, request: Request<WaitProgrammedRequest>) -> Result<Response<WaitProgrammedResponse>, Status> {
+        let request = request.into_inner();
+        let revision = match request.revision {
+            0 => self.consensus.read().await.map_err(|error| crate::api::status::unreadable(&error))?.state.revision(),
+            asked => asked,
+        };
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(request.timeout_ms).min(MAX_WAIT);
+        loop {
+            let board = self.nodes.board().await;
+            let expired = board.nodes.iter().filter(|node| !node.live).cloned();
+            let behind: Vec<_> = board.nodes.iter().filter(|node| node.live && node.acknowledged < revision).cloned().collect();
+            let nodes = u32::try_from(board.nodes.iter().filter(|node| node.live).count()).unwrap_or(u32::MAX);
+            let programmed = behind.is_empty() && board.known;
+            if programmed || tokio::time::Instant::now() >= deadline {
+                let laggards = behind.into_iter().chain(expired).collect();
+                return Ok(Response::new(WaitProgrammedResponse { programmed, revision, nodes, laggards }));
+            }
+            let until = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);
+            let _ = tokio::time::timeout_at(until, self.nodes.changed()).await;
+        }
+    }
+
+    async fn dataplane(&self, request: Request<DataplaneRequest>) -> Result<Response<DataplaneResponse>, Status> {
+        let request = request.into_inner();
+        let mut nodes = local_dataplane(&self.sessions, &request).await;
+        let seen: BTreeSet<String> = nodes.iter().map(|node| node.node.clone()).collect();
+        let own = self.consensus.status().id;
+        let others = self.consensus.members().into_iter().filter(|member| member.id != own);
+        let asked = others.map(|member| {
+            let request = request.clone();
+            async move {
+                let mut peer = self.consensus.peer(member.id).await.ok()?;
+                let ask = peer.dataplane(request);
+                tokio::time::timeout(Duration::from_secs(6), ask).await.ok()?.ok().map(|answer| answer.into_inner().nodes)
+            }
+        });
+        let answers = futures::future::join_all(asked).await;
+        nodes.extend(answers.into_iter().flatten().flatten().filter(|node| !seen.contains(&node.node)));
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        if nodes.is_empty() && !request.node.is_empty() {
+            return Err(Status::not_found(format!("node {:?} is connected to no server", request.node)));
+        }
+        Ok(Response::new(DataplaneResponse { nodes }))
+    }
+
+    async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
+        let request = request.into_inner();
+        let snapshot = self.consensus.read().await.map_err(|error| crate::api::status::unreadable(&error))?;
+        Ok(Response::new(history(&snapshot, &request)))
+    }
+}
+
+/// What the kernels of the nodes connected to this server hold.
+pub async fn local_dataplane(sessions: &Sessions, request: &DataplaneRequest) -> Vec<NodeDataplane> {
+    let wanted = sessions.connected().into_iter().filter(|node| request.node.is_empty() || *node == request.node);
+    let asked = wanted.map(|node| async move {
+        let answer = sessions.dataplane(&node, request.rules).await;
+        NodeDataplane { node, answer }
+    });
+    futures::future::join_all(asked).await
+}
+
+/// The event window as people read it: newest last.
+fn history(snapshot: &Snapshot, request: &HistoryRequest) -> HistoryResponse {
+    let limit = match request.limit {
+        0 => MAX_EVENTS,
+        asked => MAX_EVENTS.min(asked as usize),
+    };
+    let key = request.key.as_ref().map(Key::from_wire);
+    let oldest = snapshot.history.compacted();
+    let mut events: Vec<HistoryEvent> = Vec::new();
+    if let Ok(changes) = snapshot.history.after(oldest) {
+        let wanted = changes.filter(|change| {
+            (request.namespace.is_empty() || change.key.namespace == request.namespace)
+                && key.as_ref().is_none_or(|key| change.key == *key)
+        });
+        events.extend(wanted.map(|change| describe(&change)));
+    }
+    let surplus = events.len().saturating_sub(limit);
+    events.drain(..surplus);
+    HistoryResponse { events, revision: snapshot.state.revision() }
+}
+
+fn describe(change: &Change) -> HistoryEvent {
+    let (kind, reason, message) = match (&change.old, &change.new) {
+        (None, Some(_)) => ("Normal", "Created", format!("{} created", change.key.kind.title())),
+        (Some(_), None) => ("Normal", "Deleted", format!("{} deleted", change.key.kind.title())),
+        (Some(old), Some(new)) => match change.key.kind {
+            Kind::Endpoints => {
+                let count = |object: &fairlead_proto::v1::Object| {
+                    object.as_endpoints().map_or(0, |record| record.endpoints.iter().filter(|endpoint| endpoint.ready).count())
+                };
+                let (before, after) = (count(old), count(new));
+                let kind = if after == 0 && before > 0 { "Warning" } else { "Normal" };
+                (kind, "EndpointsChanged", format!("{before} ready endpoints became {after}"))
+            }
+            Kind::Pod | Kind::Node => readiness(old, new),
+            _ => ("Normal", "Updated", format!("{} updated", change.key.kind.title())),
+        },
+        (None, None) => ("Normal", "Unchanged", String::new()),
+    };
+    HistoryEvent {
+        revision: change.revision,
+        time: rfc3339(change.at_ms),
+        r#type: kind.to_owned(),
+        reason: reason.to_owned(),
+        key: Some(change.key.to_wire()),
+        message,
+    }
+}
+
+fn readiness(old: &fairlead_proto::v1::Object, new: &fairlead_proto::v1::Object) -> (&'static str, &'static str, String) {
+    let ready = |object: &fairlead_proto::v1::Object| {
+        let conditions = match (object.as_pod(), object.as_node()) {
+            (Some(pod), _) => pod.status.as_ref().map(|status| &status.conditions),
+            (_, Some(node)) => node.status.as_ref().map(|status| &status.conditions),
+            _ => None,
+        };
+        conditions.and_then(|all| all.iter().find(|one| one.r#type == "Ready").cloned()).unwrap_or_default()
+    };
+    let (before, after) = (ready(old), ready(new));
+    if before.status == after.status {
+        return ("Normal", "Updated", format!("{} updated", new.object_kind().title()));
+    }
+    let detail = if after.message.is_empty() { after.reason.clone() } else { format!("{}: {}", after.reason, after.message) };
+    if after.status == "True" {
+        ("Normal", "Ready", format!("{} is ready", new.object_kind().title()))
+    } else {
+        ("Warning", "NotReady", format!("{} is not ready: {detail}", new.object_kind().title()))
+    }
+}
+
+fn rfc3339(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms / 1_000).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    at.map(|at| at.to_string()).unwrap_or_default()
+}

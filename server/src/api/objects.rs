@@ -1,0 +1,263 @@
+//! The `Objects` service: admission, proposal, reads and watches.
+
+use crate::api::admit::{self, Admitted, Draw, Refused};
+use crate::api::list::{self, Selection, Unlisted};
+use crate::api::status;
+use crate::machine::{Snapshot, apply};
+use crate::raft::Consensus;
+use crate::watch::stream::{STREAM_BUFFER, Watcher};
+use crate::write::{Writer, stamp};
+use fairlead_proto::convert;
+use fairlead_proto::internal::v1::{Delete, Outcome, Put, command};
+use fairlead_proto::model::Key;
+use fairlead_proto::v1::{
+    ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Input, Kind, ListRequest, ListResponse, Object,
+    ObjectResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect, WriteOptions, objects_server,
+};
+use rand::Rng as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// Attempts of a merge against a live object that others keep changing.
+const MERGE_ATTEMPTS: u32 = 16;
+/// How long a watch from a revision that this server has not reached waits for it (as Kubernetes does).
+const FUTURE_REVISION: Duration = Duration::from_secs(3);
+/// Largest label or field selector, bytes.
+const MAX_SELECTOR: usize = 16 * 1024;
+
+/// The gRPC service.
+#[derive(Clone)]
+pub struct ObjectsService {
+    consensus: Consensus,
+    writer: Writer,
+    cancel: CancellationToken,
+}
+
+impl ObjectsService {
+    /// Makes the service; `cancel` ends its watches.
+    #[must_use]
+    pub fn new(consensus: Consensus, writer: Writer, cancel: CancellationToken) -> Self {
+        Self { consensus, writer, cancel }
+    }
+
+    async fn write(&self, options: &WriteOptions, command: command::Kind) -> Result<Outcome, Status> {
+        let outcome = if options.dry_run {
+            // The same function on a copy that nobody keeps.
+            let mut copy = self.read().await?.state.clone();
+            apply(&mut copy, &stamp(command, None)).outcome
+        } else {
+            let request_id = options.request_id.clone();
+            if request_id.as_ref().is_some_and(|id| id.client.is_empty() || id.client.len() > 64 || id.sequence == 0) {
+                return Err(status::bad_request("a request id needs a client of 1 to 64 bytes and a sequence from 1"));
+            }
+            self.writer.propose_once(request_id, command).await.map_err(|error| status::not_decided(&error))?
+        };
+        metrics::counter!("fairlead_writes_total", "rejected" => outcome.rejection.is_some().to_string()).increment(1);
+        Ok(outcome)
+    }
+
+    async fn read(&self) -> Result<Arc<Snapshot>, Status> {
+        self.consensus.read().await.map_err(|error| status::unreadable(&error))
+    }
+
+    async fn read_as(&self, consistency: Consistency, min_revision: u64) -> Result<Arc<Snapshot>, Status> {
+        match consistency {
+            Consistency::Linearizable if min_revision == 0 => self.read().await,
+            Consistency::Linearizable => {
+                self.consensus.read_at_least(min_revision).await.map_err(|error| status::unreadable(&error))
+            }
+            Consistency::Local => {
+                let snapshot = self.consensus.local();
+                if snapshot.state.revision() >= min_revision {
+                    return Ok(snapshot);
+                }
+                self.consensus.read_at_least(min_revision).await.map_err(|error| status::unreadable(&error))
+            }
+        }
+    }
+
+    fn live(snapshot: &Snapshot, key: &Key) -> Result<Arc<Object>, Status> {
+        snapshot.state.get(key).cloned().ok_or_else(|| status::not_found(key, snapshot.state.revision()))
+    }
+
+    async fn put(&self, options: &WriteOptions, put: Put) -> Result<Outcome, Status> {
+        self.write(options, command::Kind::Put(put)).await
+    }
+
+    /// Merges and proposes until no other writer came in between.
+    async fn merge(&self, input: Option<&Input>, options: &WriteOptions) -> Result<Response<ObjectResponse>, Status> {
+        let admitted = admit::decode(input, options).map_err(refused)?;
+        let key = admitted.object.key();
+        let conditional = admitted.object.metadata().revision != 0;
+        let mut snapshot = self.consensus.local();
+        for attempt in 0..MERGE_ATTEMPTS {
+            let live = snapshot.state.get(&key).cloned();
+            let (put, effect) = admit::apply(&admitted, live.as_deref(), draw(), options.status).map_err(refused)?;
+            let outcome = self.put(options, put).await?;
+            let raced = outcome.rejection.as_ref().is_some_and(|rejection| {
+                use fairlead_proto::internal::v1::rejection::Code;
+                match rejection.code() {
+                    Code::Conflict => !conditional,
+                    Code::AlreadyExists => effect == WriteEffect::Created,
+                    Code::NotFound => live.is_some(),
+                    _ => false,
+                }
+            });
+            if !raced || attempt + 1 == MERGE_ATTEMPTS {
+                return answer(outcome, &admitted);
+            }
+            snapshot = self.read().await?;
+        }
+        Err(status::bad_request("no attempt was made"))
+    }
+}
+
+#[tonic::async_trait]
+impl objects_server::Objects for ObjectsService {
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn create(&self, request: Request<CreateRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let request = request.into_inner();
+        let options = request.options.unwrap_or_default();
+        let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
+        let put = admit::create(&admitted, draw()).map_err(refused)?;
+        let outcome = self.put(&options, put).await?;
+        answer(outcome, &admitted)
+    }
+
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let request = request.into_inner();
+        let options = request.options.unwrap_or_default();
+        self.merge(request.input.as_ref(), &options).await
+    }
+
+    async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let request = request.into_inner();
+        let options = request.options.unwrap_or_default();
+        let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
+        let snapshot = self.read().await?;
+        let live = Self::live(&snapshot, &admitted.object.key())?;
+        let put = admit::update(&admitted, &live, options.status).map_err(refused)?;
+        let outcome = self.put(&options, put).await?;
+        answer(outcome, &admitted)
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let request = request.into_inner();
+        let options = request.options.unwrap_or_default();
+        let key = known_key(request.key.as_ref())?;
+        let delete = Delete {
+            key: Some(key.to_wire()),
+            expect_uid: request.uid,
+            expect_revision: request.revision,
+            grace_period_seconds: request.grace_period_seconds,
+        };
+        let outcome = self.write(&options, command::Kind::Delete(delete)).await?;
+        decided(outcome, Vec::new())
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let request = request.into_inner();
+        let key = known_key(request.key.as_ref())?;
+        let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
+        let object = Self::live(&snapshot, &key)?;
+        let revision = snapshot.state.revision();
+        Ok(Response::new(ObjectResponse { object: Some((*object).clone()), revision, ..ObjectResponse::default() }))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let request = request.into_inner();
+        bounded(&request.label_selector, &request.field_selector)?;
+        let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
+        list::list(&snapshot, &request).map(Response::new).map_err(unlisted)
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        bounded(&request.label_selector, &request.field_selector)?;
+        let selectors = (request.label_selector.as_str(), request.field_selector.as_str());
+        let mut selection = Selection::parse(request.kind(), &request.namespace, selectors).map_err(unlisted)?;
+        selection.name = request.name;
+        let from = (request.from_revision > 0).then_some(request.from_revision);
+        match from {
+            // The initial state is linearizable: a watcher sees its own earlier writes.
+            None => drop(self.read().await?),
+            Some(revision) if self.consensus.local().state.revision() < revision => {
+                let reached = tokio::time::timeout(FUTURE_REVISION, self.consensus.read_at_least(revision)).await;
+                if !matches!(reached, Ok(Ok(_))) {
+                    return Err(status::future_revision(revision, self.consensus.local().state.revision()));
+                }
+            }
+            Some(revision) => {
+                if let Err(compacted) = self.consensus.local().history.after(revision) {
+                    return Err(status::compacted(revision, compacted.oldest));
+                }
+            }
+        }
+        let (to, stream) = mpsc::channel(STREAM_BUFFER);
+        let watcher = Watcher { selection, from, to };
+        tokio::spawn(watcher.run(self.consensus.subscribe(), self.cancel.clone()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+fn answer(outcome: Outcome, admitted: &Admitted) -> Result<Response<ObjectResponse>, Status> {
+    let mut warnings = admitted.warnings.clone();
+    if let Some(object) = &outcome.object {
+        warnings.extend(convert::warnings(object));
+    }
+    decided(outcome, warnings)
+}
+
+fn decided(outcome: Outcome, warnings: Vec<String>) -> Result<Response<ObjectResponse>, Status> {
+    if let Some(rejection) = outcome.rejection {
+        return Err(status::rejected(rejection, outcome.revision));
+    }
+    let Outcome { revision, effect, object, .. } = outcome;
+    Ok(Response::new(ObjectResponse { object, revision, effect, warnings }))
+}
+
+fn refused(refused: Refused) -> Status {
+    match refused {
+        Refused::Invalid(key, problems) => status::invalid(&key, &problems),
+        Refused::BadRequest(message) => status::bad_request(message),
+    }
+}
+
+fn unlisted(unlisted: Unlisted) -> Status {
+    match unlisted {
+        Unlisted::BadRequest(message) => status::bad_request(message),
+        Unlisted::Compacted { asked, oldest } => status::compacted(asked, oldest),
+    }
+}
+
+fn known_key(key: Option<&fairlead_proto::v1::ObjectKey>) -> Result<Key, Status> {
+    let key = key.map(Key::from_wire).ok_or_else(|| status::bad_request("a key is required"))?;
+    if key.kind == Kind::Unspecified || key.name.is_empty() {
+        return Err(status::bad_request("a key needs a kind and a name"));
+    }
+    if key.kind.is_namespaced() && key.namespace.is_empty() {
+        return Err(status::bad_request(format!("an object of kind {} needs a namespace", key.kind.title())));
+    }
+    Ok(key)
+}
+
+fn bounded(labels: &str, fields: &str) -> Result<(), Status> {
+    if labels.len() > MAX_SELECTOR || fields.len() > MAX_SELECTOR {
+        return Err(status::bad_request(format!("a selector may not be more than {MAX_SELECTOR} bytes")));
+    }
+    Ok(())
+}
+
+/// Draws what admission may not: it is pure.
+fn draw() -> Draw {
+    // Kubernetes' alphabet of generated names: no vowels and no look-alikes.
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut random = rand::rng();
+    let suffix = (0..5).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect();
+    Draw { uid: uuid::Uuid::new_v4().to_string(), suffix }
+}

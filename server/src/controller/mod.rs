@@ -1,0 +1,3 @@
+//! What only a leader does: turn silence into a fact (`lease`).
+
+pub mod lease;

@@ -1,0 +1,21 @@
+//! A Fairlead server: consensus, state, and the faces that read and change it.
+//!
+//! The cluster is a value (`machine`); every change to it is one pure function; everything else proposes a change or
+//! renders the value.
+
+pub mod api;
+pub mod controller;
+pub mod dns;
+pub mod http;
+pub mod machine;
+pub mod nodes;
+pub mod raft;
+pub mod storage;
+pub mod sync;
+pub mod tasks;
+pub mod watch;
+pub mod write;
+
+mod run;
+
+pub use run::{Config, ServerError, run};

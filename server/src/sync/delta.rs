@@ -1,0 +1,427 @@
+//! What a node must know, and how its view gets from one revision to another. Pure.
+//!
+//! Law: `fold(full(r), deltas r→n) == full(n)`, for any cut, any coalescing, any server. A delta costs O(changes since
+//! `have`); its digest costs O(change) through [`Stamped`], which is advanced once a revision for all nodes.
+
+use crate::machine::{Change, Snapshot, State};
+use fairlead_proto::model::Key;
+use fairlead_proto::v1::{
+    Condition, Endpoint, EndpointItem, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object, ObjectMeta, Pod,
+    PodStatus, Service, ServiceItem,
+};
+use fairlead_proto::view::{NamespacedName, NodeView, ViewDigest, endpoint_id};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Items in one message of a delta; larger deltas are cut into parts (`NodeDelta::more`).
+pub const PART_ITEMS: usize = 2_000;
+
+/// Services with this label are another proxy's business (Kubernetes' `service.kubernetes.io/service-proxy-name`).
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const OWN_ANNOTATIONS: &str = "fairlead.io/";
+
+/// A published snapshot with the digest of everything that all nodes' views share.
+#[derive(Clone)]
+pub struct Stamped {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    shared: ViewDigest,
+}
+
+impl Stamped {
+    /// Stamps a snapshot from scratch: O(state).
+    #[must_use]
+    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+        let mut shared = ViewDigest::default();
+        for object in snapshot.state.list(Kind::Service, "") {
+            add_service(&mut shared, &snapshot.state, object);
+        }
+        for object in snapshot.state.list(Kind::Node, "") {
+            if let Some(node) = object.as_node() {
+                shared.add_node(&node_item(node));
+            }
+        }
+        Self { snapshot, shared }
+    }
+
+    /// Stamps the next snapshot: O(changes between), or from scratch if the window no longer holds them.
+    #[must_use]
+    pub fn advance(&self, next: Arc<Snapshot>) -> Self {
+        let Some(changed) = changed_since(&next, self.snapshot.state.revision()) else { return Self::new(next) };
+        let mut shared = self.shared;
+        let delta = shared_delta(&next.state, &changed);
+        for gone in &delta.services_gone {
+            shared.remove_service(gone);
+        }
+        for item in &delta.services {
+            shared.add_service(item);
+        }
+        for (service, endpoint) in &delta.endpoints_gone {
+            shared.remove_endpoint(service, endpoint);
+        }
+        for (service, endpoint) in &delta.endpoints {
+            shared.add_endpoint(service, endpoint);
+        }
+        for (old, new) in &delta.nodes {
+            if let Some(old) = old {
+                shared.remove_node(old);
+            }
+            if let Some(new) = new {
+                shared.add_node(new);
+            }
+        }
+        Self { snapshot: next, shared }
+    }
+
+    /// Digest of one node's whole view.
+    #[must_use]
+    pub fn digest(&self, node: &str) -> Vec<u8> {
+        let mut digest = self.shared;
+        for object in self.snapshot.state.pods_on_node(node) {
+            if let Some(pod) = object.as_pod() {
+                digest.add_pod(&pod_item(pod));
+            }
+        }
+        digest.to_bytes()
+    }
+}
+
+/// The whole view of a node.
+#[must_use]
+pub fn full(state: &State, node: &str) -> NodeView {
+    let mut view = NodeView::default();
+    let mut delta = NodeDelta { from: None, to: state.revision(), ..NodeDelta::default() };
+    for object in state.list(Kind::Service, "") {
+        let Some(item) = object.as_service().and_then(service_item) else { continue };
+        let name = NamespacedName::new(&item.namespace, &item.name);
+        delta.upsert_services.push(item);
+        for endpoint in endpoints_of(state, &name) {
+            delta.upsert_endpoints.push(endpoint_item(&name, endpoint));
+        }
+    }
+    delta.upsert_nodes = state.list(Kind::Node, "").filter_map(|object| object.as_node()).map(node_item).collect();
+    delta.upsert_pods = state.pods_on_node(node).filter_map(|object| object.as_pod()).map(pod_item).collect();
+    // A full delta without a digest always folds.
+    let _ = view.fold(&delta);
+    view
+}
+
+/// Takes a node's view from revision `have` (`None`: nothing) to the snapshot's. `None` as an answer: nothing that
+/// concerns this node changed, so a view of `have` is a view of the snapshot's revision too.
+#[must_use]
+pub fn delta(stamped: &Stamped, node: &str, have: Option<u64>) -> Option<NodeDelta> {
+    let state = &stamped.snapshot.state;
+    let changed = have.and_then(|revision| changed_since(&stamped.snapshot, revision));
+    let (Some(from), Some(changed)) = (have, changed) else {
+        return Some(full(state, node).to_delta());
+    };
+    let shared = shared_delta(state, &changed);
+    let mut delta = NodeDelta { from: Some(from), to: state.revision(), ..NodeDelta::default() };
+    // An item that is merely replaced needs no removal: upserting it does that.
+    let replaced: std::collections::BTreeSet<_> = shared.services.iter().map(|item| (&item.namespace, &item.name)).collect();
+    delta.remove_services = shared
+        .services_gone
+        .iter()
+        .filter(|item| !replaced.contains(&(&item.namespace, &item.name)))
+        .map(|item| format!("{}/{}", item.namespace, item.name))
+        .collect();
+    let removed: std::collections::BTreeSet<_> = delta.remove_services.iter().cloned().collect();
+    delta.remove_endpoints = removed_endpoints(&shared, &removed);
+    delta.upsert_endpoints = shared.endpoints.iter().map(|(name, endpoint)| endpoint_item(name, endpoint)).collect();
+    delta.upsert_services = shared.services;
+    for (old, new) in shared.nodes {
+        match (old, new) {
+            (_, Some(new)) => delta.upsert_nodes.push(new),
+            (Some(old), None) => delta.remove_nodes.push(old.name),
+            (None, None) => {}
+        }
+    }
+    add_pods(&mut delta, state, (node, &changed));
+    if is_empty(&delta) {
+        return None;
+    }
+    delta.digest = stamped.digest(node);
+    Some(delta)
+}
+
+/// An empty step: tells the agent that its view also stands at a later revision.
+#[must_use]
+pub fn step(stamped: &Stamped, node: &str, from: u64) -> NodeDelta {
+    let to = stamped.snapshot.state.revision();
+    NodeDelta { from: Some(from), to, digest: stamped.digest(node), ..NodeDelta::default() }
+}
+
+/// Cuts a delta into messages of at most [`PART_ITEMS`] items. Services come before their endpoints, in every cut.
+#[must_use]
+pub fn parts(delta: NodeDelta) -> Vec<NodeDelta> {
+    let items = delta.upsert_services.len() + delta.upsert_endpoints.len() + delta.remove_endpoints.len();
+    if items <= PART_ITEMS {
+        return vec![delta];
+    }
+    let base = delta.from.unwrap_or(0);
+    let mut rest = delta;
+    let digest = std::mem::take(&mut rest.digest);
+    let services = std::mem::take(&mut rest.upsert_services);
+    let gone = std::mem::take(&mut rest.remove_endpoints);
+    let endpoints = std::mem::take(&mut rest.upsert_endpoints);
+    let to = rest.to;
+    let mut parts = vec![rest];
+    let empty = || NodeDelta { from: Some(base), to, ..NodeDelta::default() };
+    parts.extend(services.chunks(PART_ITEMS).map(|chunk| NodeDelta { upsert_services: chunk.to_vec(), ..empty() }));
+    parts.extend(gone.chunks(PART_ITEMS).map(|chunk| NodeDelta { remove_endpoints: chunk.to_vec(), ..empty() }));
+    parts.extend(endpoints.chunks(PART_ITEMS).map(|chunk| NodeDelta { upsert_endpoints: chunk.to_vec(), ..empty() }));
+    for part in &mut parts {
+        part.more = true;
+    }
+    if let Some(last) = parts.last_mut() {
+        last.more = false;
+        last.digest = digest;
+    }
+    parts
+}
+
+/// First old and current state of each key changed after a revision; `None` if the window no longer tells.
+fn changed_since(snapshot: &Snapshot, revision: u64) -> Option<BTreeMap<Key, Option<Arc<Object>>>> {
+    if revision > snapshot.state.revision() {
+        return None;
+    }
+    let mut changed = BTreeMap::new();
+    for change in snapshot.history.after(revision).ok()? {
+        let change: Arc<Change> = change;
+        changed.entry(change.key.clone()).or_insert_with(|| change.old.clone());
+    }
+    Some(changed)
+}
+
+/// What changed in the part of the view that all nodes share. A changed service is both gone (old) and there (new).
+#[derive(Default)]
+struct SharedDelta {
+    services_gone: Vec<ServiceItem>,
+    services: Vec<ServiceItem>,
+    endpoints_gone: Vec<(NamespacedName, Endpoint)>,
+    endpoints: Vec<(NamespacedName, Endpoint)>,
+    nodes: Vec<(Option<NodeItem>, Option<NodeItem>)>,
+}
+
+fn shared_delta(state: &State, changed: &BTreeMap<Key, Option<Arc<Object>>>) -> SharedDelta {
+    let mut delta = SharedDelta::default();
+    // Services whose own object or endpoints record changed, each once.
+    let mut names = std::collections::BTreeSet::new();
+    for (key, old) in changed {
+        match key.kind {
+            Kind::Service | Kind::Endpoints => {
+                names.insert(NamespacedName::new(&key.namespace, &key.name));
+            }
+            Kind::Node => {
+                let old = old.as_ref().and_then(|object| object.as_node()).map(node_item);
+                let new = state.get(key).and_then(|object| object.as_node()).map(node_item);
+                if old != new {
+                    delta.nodes.push((old, new));
+                }
+            }
+            Kind::Pod | Kind::Namespace | Kind::Unspecified => {}
+        }
+    }
+    for name in names {
+        service_delta(&mut delta, state, (&name, changed));
+    }
+    delta
+}
+
+fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &BTreeMap<Key, Option<Arc<Object>>>)) {
+    let (name, changed) = of;
+    let before = |kind: Kind| {
+        let key = Key::new(kind, &name.namespace, &name.name);
+        match changed.get(&key) {
+            Some(old) => old.clone(),
+            None => state.get(&key).cloned(),
+        }
+    };
+    let service_key = Key::new(Kind::Service, &name.namespace, &name.name);
+    let old_item = before(Kind::Service).as_ref().and_then(|object| object.as_service().and_then(service_item));
+    let new_item = state.get(&service_key).and_then(|object| object.as_service().and_then(service_item));
+    let old_record = before(Kind::Endpoints);
+    let old_endpoints: BTreeMap<_, _> = match (&old_item, &old_record) {
+        (Some(_), Some(record)) => record.as_endpoints().map(by_id).unwrap_or_default(),
+        _ => BTreeMap::new(),
+    };
+    let new_endpoints: BTreeMap<_, _> = match &new_item {
+        Some(_) => endpoints_of(state, name).map(|endpoint| (endpoint_id(endpoint), endpoint)).collect(),
+        None => BTreeMap::new(),
+    };
+    for (id, old) in &old_endpoints {
+        if new_endpoints.get(id) != Some(old) {
+            delta.endpoints_gone.push((name.clone(), (*old).clone()));
+        }
+    }
+    for (id, new) in &new_endpoints {
+        if old_endpoints.get(id) != Some(new) {
+            delta.endpoints.push((name.clone(), (*new).clone()));
+        }
+    }
+    if old_item != new_item {
+        delta.services_gone.extend(old_item);
+        delta.services.extend(new_item);
+    }
+}
+
+fn removed_endpoints(shared: &SharedDelta, services_removed: &std::collections::BTreeSet<String>) -> Vec<EndpointRef> {
+    let replaced: std::collections::BTreeSet<_> = shared.endpoints.iter().map(|(name, endpoint)| (name, endpoint_id(endpoint))).collect();
+    shared
+        .endpoints_gone
+        .iter()
+        .filter(|(name, endpoint)| {
+            !replaced.contains(&(name, endpoint_id(endpoint))) && !services_removed.contains(&name.to_string())
+        })
+        .map(|(name, endpoint)| EndpointRef {
+            namespace: name.namespace.clone(),
+            service: name.name.clone(),
+            address: endpoint.address.clone(),
+            pod_name: endpoint.pod_name.clone(),
+        })
+        .collect()
+}
+
+fn add_pods(delta: &mut NodeDelta, state: &State, of: (&str, &BTreeMap<Key, Option<Arc<Object>>>)) {
+    let (node, changed) = of;
+    for (key, old) in changed.iter().filter(|(key, _)| key.kind == Kind::Pod) {
+        let here = |object: &Arc<Object>| object.as_pod().filter(|pod| on_node(pod, node)).map(pod_item);
+        let old = old.as_ref().and_then(here);
+        let new = state.get(key).and_then(here);
+        if old == new {
+            continue;
+        }
+        match new {
+            Some(pod) => delta.upsert_pods.push(pod),
+            None => delta.remove_pods.push(key.path()),
+        }
+    }
+}
+
+fn is_empty(delta: &NodeDelta) -> bool {
+    delta.remove_services.is_empty()
+        && delta.upsert_services.is_empty()
+        && delta.remove_endpoints.is_empty()
+        && delta.upsert_endpoints.is_empty()
+        && delta.remove_pods.is_empty()
+        && delta.upsert_pods.is_empty()
+        && delta.remove_nodes.is_empty()
+        && delta.upsert_nodes.is_empty()
+}
+
+fn add_service(digest: &mut ViewDigest, state: &State, object: &Object) {
+    let Some(item) = object.as_service().and_then(service_item) else { return };
+    let name = NamespacedName::new(&item.namespace, &item.name);
+    digest.add_service(&item);
+    for endpoint in endpoints_of(state, &name) {
+        digest.add_endpoint(&name, endpoint);
+    }
+}
+
+fn by_id(record: &Endpoints) -> BTreeMap<(String, String), &Endpoint> {
+    record.endpoints.iter().map(|endpoint| (endpoint_id(endpoint), endpoint)).collect()
+}
+
+fn endpoints_of<'a>(state: &'a State, service: &NamespacedName) -> impl Iterator<Item = &'a Endpoint> {
+    let record = state.get(&Key::new(Kind::Endpoints, &service.namespace, &service.name));
+    record.and_then(|object| object.as_endpoints()).into_iter().flat_map(|record| record.endpoints.iter())
+}
+
+fn endpoint_item(service: &NamespacedName, endpoint: &Endpoint) -> EndpointItem {
+    EndpointItem {
+        namespace: service.namespace.clone(),
+        service: service.name.clone(),
+        endpoint: Some(endpoint.clone()),
+    }
+}
+
+fn on_node(pod: &Pod, node: &str) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.node_name == node)
+}
+
+/// What a node's rules need of a service; `None` if no node programs it (headless, ExternalName, another proxy's).
+#[must_use]
+pub fn service_item(service: &Service) -> Option<ServiceItem> {
+    let metadata = service.metadata.as_ref()?;
+    let spec = service.spec.as_ref()?;
+    if spec.r#type == "ExternalName" || metadata.labels.contains_key(PROXY_NAME_LABEL) {
+        return None;
+    }
+    let cluster_ips: Vec<String> = if spec.cluster_ips.is_empty() { vec![spec.cluster_ip.clone()] } else { spec.cluster_ips.clone() };
+    if cluster_ips.iter().any(|ip| ip.is_empty() || ip == "None") {
+        return None;
+    }
+    let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let affinity = if spec.session_affinity == "ClientIP" {
+        let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        config.and_then(|config| config.timeout_seconds).map_or(10_800, i32::unsigned_abs)
+    } else {
+        0
+    };
+    Some(ServiceItem {
+        namespace: metadata.namespace.clone(),
+        name: metadata.name.clone(),
+        r#type: spec.r#type.clone(),
+        cluster_ips,
+        ports: spec.ports.clone(),
+        external_ips: spec.external_ips.clone(),
+        load_balancer_ips: ingress
+            .map(|status| status.ingress.iter().filter(|one| !one.ip.is_empty() && one.ip_mode.as_deref() != Some("Proxy")).map(|one| one.ip.clone()).collect())
+            .unwrap_or_default(),
+        load_balancer_source_ranges: spec.load_balancer_source_ranges.clone(),
+        affinity_seconds: affinity,
+        internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        external_local: spec.external_traffic_policy == "Local",
+        health_check_node_port: spec.health_check_node_port.unsigned_abs(),
+        traffic_distribution: spec.traffic_distribution.clone().unwrap_or_default(),
+        annotations: metadata.annotations.iter().filter(|(key, _)| key.starts_with(OWN_ANNOTATIONS)).map(|(key, value)| (key.clone(), value.clone())).collect(),
+    })
+}
+
+/// What a node's agent needs of a pod of its own: enough to probe it, and the Ready status that the cluster believes.
+#[must_use]
+pub fn pod_item(pod: &Pod) -> Pod {
+    let metadata = pod.metadata.clone().unwrap_or_default();
+    let status = pod.status.clone().unwrap_or_default();
+    let ready = status.conditions.iter().find(|condition| condition.r#type == "Ready");
+    Pod {
+        metadata: Some(ObjectMeta {
+            name: metadata.name,
+            namespace: metadata.namespace,
+            uid: metadata.uid,
+            labels: metadata.labels,
+            deletion_timestamp: metadata.deletion_timestamp,
+            deletion_grace_period_seconds: metadata.deletion_grace_period_seconds,
+            ..ObjectMeta::default()
+        }),
+        spec: pod.spec.clone(),
+        status: Some(PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            pod_ips: status.pod_ips,
+            conditions: ready
+                .map(|condition| Condition { r#type: condition.r#type.clone(), status: condition.status.clone(), ..Condition::default() })
+                .into_iter()
+                .collect(),
+            ..PodStatus::default()
+        }),
+        extra_json: String::new(),
+    }
+}
+
+/// What nodes need of one another.
+#[must_use]
+pub fn node_item(node: &Node) -> NodeItem {
+    let metadata = node.metadata.as_ref();
+    NodeItem {
+        name: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
+        addresses: node
+            .status
+            .as_ref()
+            .map(|status| status.addresses.iter().filter(|one| one.r#type != "Hostname").map(|one| one.address.clone()).collect())
+            .unwrap_or_default(),
+        zone: metadata.and_then(|metadata| metadata.labels.get(ZONE_LABEL).cloned()).unwrap_or_default(),
+        pod_cidr: node.spec.as_ref().map(|spec| spec.pod_cidr.clone()).unwrap_or_default(),
+    }
+}
