@@ -1,21 +1,30 @@
 //! Three members in one process, on loopback and temporary RocksDBs: writes anywhere, failover, restart, snapshots.
 
-use fairlead_proto::internal::v1::{BoardRequest, BoardResponse, Delete, Outcome, Put, ReportNodesRequest, ReportNodesResponse, command, put};
+use fairlead_proto::internal::v1::{
+    BoardRequest, BoardResponse, Delete, Outcome, Put, ReportNodesRequest, ReportNodesResponse,
+    command, put,
+};
 use fairlead_proto::model::Key;
-use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, Kind, MemberStatus, Namespace, ObjectMeta, RequestId};
-use fairlead_server::raft::{Consensus, ConsensusConfig, PeerApi, StartError};
+use fairlead_proto::v1::{
+    DataplaneRequest, DataplaneResponse, Kind, MemberStatus, Namespace, ObjectMeta, RequestId,
+};
+use fairlead_server::raft::{Consensus, ConsensusConfig, PeerApi, ProposeError, StartError};
 use fairlead_server::write::stamp;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 
 /// A peer face that has nothing to say.
 struct Silent;
 
 #[tonic::async_trait]
 impl PeerApi for Silent {
-    async fn report_nodes(&self, _: ReportNodesRequest) -> Result<ReportNodesResponse, tonic::Status> {
+    async fn report_nodes(
+        &self,
+        _: ReportNodesRequest,
+    ) -> Result<ReportNodesResponse, tonic::Status> {
         Ok(ReportNodesResponse::default())
     }
     async fn board(&self, _: BoardRequest) -> Result<BoardResponse, tonic::Status> {
@@ -29,24 +38,57 @@ impl PeerApi for Silent {
     }
 }
 
+/// A member on a runtime of its own, which can be killed.
+struct Running {
+    consensus: Consensus,
+    runtime: Runtime,
+}
+
 struct Cluster {
     dir: tempfile::TempDir,
     list: Vec<(String, String)>,
-    members: Vec<Option<Consensus>>,
+    members: Vec<Option<Running>>,
     snapshot_entries: u64,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for index in 0..self.members.len() {
+            self.kill_member(index);
+        }
+    }
 }
 
 impl Cluster {
     async fn start(count: usize, snapshot_entries: u64) -> Self {
-        // All ports are held at once, so that no two members get one.
-        let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let list = held.iter().enumerate().map(|(index, held)| (format!("n{}", index + 1), held.local_addr().unwrap().to_string())).collect();
-        drop(held);
-        let mut cluster = Self { dir: tempfile::tempdir().unwrap(), list, members: vec![None; count], snapshot_entries };
+        let mut cluster = Self::prepare(count, snapshot_entries);
         for index in 0..count {
             cluster.start_member(index).await;
         }
         cluster
+    }
+
+    fn prepare(count: usize, snapshot_entries: u64) -> Self {
+        // All ports are held at once, so that no two members get one.
+        let held: Vec<TcpListener> = (0..count)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let list = held
+            .iter()
+            .enumerate()
+            .map(|(index, held)| {
+                (
+                    format!("n{}", index + 1),
+                    held.local_addr().unwrap().to_string(),
+                )
+            })
+            .collect();
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            list,
+            members: (0..count).map(|_| None).collect(),
+            snapshot_entries,
+        }
     }
 
     fn data_dir(&self, index: usize) -> PathBuf {
@@ -68,32 +110,60 @@ impl Cluster {
 
     async fn start_member(&mut self, index: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         loop {
-            match Consensus::start(self.config(index), Arc::new(Silent)).await {
-                Ok(member) => {
-                    self.members[index] = Some(member);
+            let starting = Consensus::start(self.config(index), Arc::new(Silent));
+            match runtime.spawn(starting).await.unwrap() {
+                Ok(consensus) => {
+                    self.members[index] = Some(Running { consensus, runtime });
                     return;
                 }
-                // The port or the database of the stopped member may take a moment to be let go.
-                Err(error @ (StartError::Listen { .. } | StartError::Open(_))) => assert!(Instant::now() < deadline, "{error}"),
+                // The port or the database of a killed member may take a moment to be let go.
+                Err(error @ (StartError::Listen { .. } | StartError::Open(_))) => {
+                    assert!(Instant::now() < deadline, "{error}");
+                }
                 Err(error) => panic!("{error}"),
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
+    /// Hands over and stops.
     async fn stop_member(&mut self, index: usize) {
-        self.members[index].take().unwrap().shutdown().await;
+        let running = self.members[index].take().unwrap();
+        running.consensus.shutdown().await;
+        running.runtime.shutdown_background();
+    }
+
+    /// Takes a killed member's disk away.
+    fn wipe(&self, index: usize) {
+        let away = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
+        std::fs::rename(self.data_dir(index), away.join("was")).unwrap();
+    }
+
+    /// Drops everything where it stands.
+    fn kill_member(&mut self, index: usize) {
+        if let Some(running) = self.members[index].take() {
+            running.runtime.shutdown_background();
+        }
     }
 
     fn member(&self, index: usize) -> &Consensus {
-        self.members[index].as_ref().unwrap()
+        &self.members[index].as_ref().unwrap().consensus
     }
 
     async fn leader(&self) -> usize {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let leading = (0..self.members.len()).find(|index| self.members[*index].as_ref().is_some_and(Consensus::is_leader));
+            let leading = (0..self.members.len()).find(|index| {
+                self.members[*index]
+                    .as_ref()
+                    .is_some_and(|running| running.consensus.is_leader())
+            });
             if let Some(leader) = leading {
                 return leader;
             }
@@ -105,9 +175,17 @@ impl Cluster {
     /// Creates a namespace through a member, trying again with the same request id while nobody leads.
     async fn create(&self, through: usize, name: &str) -> Outcome {
         let deadline = Instant::now() + Duration::from_secs(15);
-        let request = RequestId { client: format!("test-{name}"), sequence: 1, ..RequestId::default() };
+        let request = RequestId {
+            client: format!("test-{name}"),
+            sequence: 1,
+            ..RequestId::default()
+        };
         loop {
-            match self.member(through).propose(stamp(create(name), Some(request.clone()))).await {
+            match self
+                .member(through)
+                .propose(stamp(create(name), Some(request.clone())))
+                .await
+            {
                 Ok(outcome) => return outcome,
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
@@ -118,7 +196,13 @@ impl Cluster {
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
             match self.member(through).read().await {
-                Ok(snapshot) => return snapshot.state.list(Kind::Namespace, "").map(|object| object.metadata().name.clone()).collect(),
+                Ok(snapshot) => {
+                    return snapshot
+                        .state
+                        .list(Kind::Namespace, "")
+                        .map(|object| object.metadata().name.clone())
+                        .collect();
+                }
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
         }
@@ -128,7 +212,13 @@ impl Cluster {
     async fn converge(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let seen: Vec<_> = self.members.iter().flatten().map(Consensus::local).map(|snapshot| (snapshot.state.revision(), snapshot.state.digest_hex())).collect();
+            let seen: Vec<_> = self
+                .members
+                .iter()
+                .flatten()
+                .map(|running| running.consensus.local())
+                .map(|snapshot| (snapshot.state.revision(), snapshot.state.digest_hex()))
+                .collect();
             if seen.windows(2).all(|pair| pair[0] == pair[1]) {
                 return;
             }
@@ -139,9 +229,21 @@ impl Cluster {
 }
 
 fn create(name: &str) -> command::Kind {
-    let metadata = ObjectMeta { name: name.into(), uid: format!("uid-{name}"), ..ObjectMeta::default() };
-    let object = Namespace { metadata: Some(metadata), ..Namespace::default() }.into();
-    command::Kind::Put(Put { object: Some(object), precondition: Some(put::Precondition::Create(true)), status_only: false })
+    let metadata = ObjectMeta {
+        name: name.into(),
+        uid: format!("uid-{name}"),
+        ..ObjectMeta::default()
+    };
+    let object = Namespace {
+        metadata: Some(metadata),
+        ..Namespace::default()
+    }
+    .into();
+    command::Kind::Put(Put {
+        object: Some(object),
+        precondition: Some(put::Precondition::Create(true)),
+        status_only: false,
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,14 +255,20 @@ async fn writes_through_any_member_are_read_on_every_member_and_survive_the_lead
     }
     for index in 0..3 {
         let names = cluster.names(index).await;
-        assert!((0..3).all(|writer| names.contains(&format!("through-{writer}"))), "{names:?}");
+        assert!(
+            (0..3).all(|writer| names.contains(&format!("through-{writer}"))),
+            "{names:?}"
+        );
     }
     let leader = cluster.leader().await;
     cluster.stop_member(leader).await;
     let other = (leader + 1) % 3;
     assert_eq!(cluster.create(other, "after").await.rejection, None);
     cluster.start_member(leader).await;
-    assert!(cluster.names(leader).await.contains(&"after".to_owned()), "a read on the restarted member reflects the write");
+    assert!(
+        cluster.names(leader).await.contains(&"after".to_owned()),
+        "a read on the restarted member reflects the write"
+    );
     cluster.converge().await;
 }
 
@@ -172,10 +280,20 @@ async fn a_retry_is_executed_once_whichever_member_takes_it() {
     assert_eq!((&first.rejection, &again.rejection), (&None, &None));
     assert_eq!(first.revision, again.revision);
     let key = Key::new(Kind::Namespace, "", "once").to_wire();
-    let delete = command::Kind::Delete(Delete { key: Some(key), ..Delete::default() });
-    cluster.member(2).propose(stamp(delete, None)).await.unwrap();
+    let delete = command::Kind::Delete(Delete {
+        key: Some(key),
+        ..Delete::default()
+    });
+    cluster
+        .member(2)
+        .propose(stamp(delete, None))
+        .await
+        .unwrap();
     let late = cluster.create(2, "once").await;
-    assert_eq!(late.revision, first.revision, "a late retry doesn't create it again");
+    assert_eq!(
+        late.revision, first.revision,
+        "a late retry doesn't create it again"
+    );
     assert!(!cluster.names(0).await.contains(&"once".to_owned()));
 }
 
@@ -191,10 +309,19 @@ async fn a_lagging_member_gets_a_snapshot_and_everyone_restarts_with_everything(
     }
     cluster.start_member(lagging).await;
     cluster.converge().await;
-    assert_eq!(cluster.names(lagging).await.len(), 303, "with default and kube-system");
+    assert_eq!(
+        cluster.names(lagging).await.len(),
+        303,
+        "with default and kube-system"
+    );
     // The window came with the snapshot: a watcher resumes on the member that was away.
     let snapshot = cluster.member(lagging).local();
-    assert!(snapshot.history.after(snapshot.state.revision() - 200).is_ok());
+    assert!(
+        snapshot
+            .history
+            .after(snapshot.state.revision() - 200)
+            .is_ok()
+    );
     drop(snapshot);
     for index in 0..3 {
         cluster.stop_member(index).await;
@@ -208,17 +335,292 @@ async fn a_lagging_member_gets_a_snapshot_and_everyone_restarts_with_everything(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_leader_is_killed_while_writes_go_on_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    cluster.create(0, "first").await;
+    let mut expected = vec!["first".to_owned()];
+    for round in 0..3 {
+        let leader = cluster.leader().await;
+        let other = (leader + 1) % 3;
+        let consensus = cluster.member(other).clone();
+        let writing = tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            for count in 0..40 {
+                let name = format!("r{round}-{count}");
+                // A write whose outcome is unknown is not repeated, and not counted.
+                if consensus.propose(stamp(create(&name), None)).await.is_ok() {
+                    acknowledged.push(name);
+                }
+            }
+            acknowledged
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        cluster.kill_member(leader);
+        let acknowledged = writing.await.unwrap();
+        assert!(
+            acknowledged.len() > 20,
+            "the writes went on: {}",
+            acknowledged.len()
+        );
+        expected.extend(acknowledged);
+        cluster.start_member(leader).await;
+        let names = cluster.names(leader).await;
+        let lost: Vec<_> = expected
+            .iter()
+            .filter(|name| !names.contains(name))
+            .collect();
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_after_an_acknowledged_write_sees_it_on_every_member() {
+    let cluster = Cluster::start(3, 10_000).await;
+    let writers = (0..6).map(|writer| {
+        let cluster = &cluster;
+        async move {
+            for count in 0..20 {
+                let name = format!("w{writer}-{count}");
+                let outcome = cluster.create((writer + count) % 3, &name).await;
+                // Its own server has it already, without asking anyone.
+                assert!(
+                    cluster
+                        .member((writer + count) % 3)
+                        .local()
+                        .state
+                        .revision()
+                        >= outcome.revision
+                );
+                let reader = (writer + count * 2 + 1) % 3;
+                let key = Key::new(Kind::Namespace, "", name);
+                let snapshot = cluster.member(reader).read().await.unwrap();
+                assert!(snapshot.state.get(&key).is_some(), "{key} on {reader}");
+                let seen = snapshot.state.revision();
+                let later = cluster
+                    .member((reader + 1) % 3)
+                    .read_at_least(seen)
+                    .await
+                    .unwrap();
+                assert!(later.state.revision() >= seen);
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_are_killed_at_once_and_everything_acknowledged_is_there() {
+    let mut cluster = Cluster::start(3, 40).await;
+    let mut written = Vec::new();
+    for round in 0..3 {
+        for count in 0..30 {
+            let name = format!("r{round}-{count}");
+            cluster.create(count % 3, &name).await;
+            written.push(name);
+        }
+        for index in 0..3 {
+            cluster.kill_member(index);
+        }
+        for index in 0..3 {
+            cluster.start_member(index).await;
+        }
+        let names = cluster.names(round).await;
+        let lost: Vec<_> = written
+            .iter()
+            .filter(|name| !names.contains(name))
+            .collect();
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_nothing_is_claimed_and_with_it_all_goes_on() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    cluster.create(0, "before").await;
+    cluster.kill_member(1);
+    cluster.kill_member(2);
+    let begun = Instant::now();
+    let alone = cluster.member(0).clone();
+    let write = alone.propose(stamp(create("alone"), None));
+    let (write, read) = tokio::join!(write, alone.read());
+    assert!(
+        matches!(
+            write,
+            Err(ProposeError::NotProposed(_) | ProposeError::Unknown(_))
+        ),
+        "{write:?}"
+    );
+    assert!(read.is_err());
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "the answer does not keep a client waiting"
+    );
+    // What is local is still served.
+    assert!(
+        alone
+            .local()
+            .state
+            .get(&Key::new(Kind::Namespace, "", "before"))
+            .is_some()
+    );
+    drop(alone);
+    cluster.start_member(1).await;
+    assert_eq!(cluster.create(0, "after").await.rejection, None);
+    assert!(cluster.names(1).await.contains(&"before".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_disk_gets_everything_back_before_it_votes() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    for count in 0..20 {
+        cluster.create(0, &format!("kept-{count}")).await;
+    }
+    cluster.converge().await;
+    let leader = cluster.leader().await;
+    let (wiped, stale) = ((leader + 1) % 3, (leader + 2) % 3);
+    // `stale` misses writes that the leader and `wiped` acknowledged.
+    cluster.kill_member(stale);
+    cluster.create(leader, "acknowledged").await;
+    cluster.kill_member(wiped);
+    cluster.kill_member(leader);
+    cluster.wipe(wiped);
+    cluster.start_member(stale).await;
+    // These two are a majority, but one lacks the write and the other has forgotten that it had it: they wait.
+    let returning = cluster.config(wiped);
+    let returning = tokio::spawn(Consensus::start(returning, Arc::new(Silent)));
+    assert!(cluster.member(stale).read().await.is_err());
+    assert!(!returning.is_finished());
+    cluster.start_member(leader).await;
+    let returned = returning.await.unwrap().unwrap();
+    let snapshot = returned.read().await.unwrap();
+    let key = Key::new(Kind::Namespace, "", "acknowledged");
+    assert!(snapshot.state.get(&key).is_some());
+    returned.shutdown().await;
+    cluster.start_member(wiped).await;
+    cluster.converge().await;
+    // It is a full member again: with it, two are enough.
+    let leader = cluster.leader().await;
+    let killed = if leader == wiped { stale } else { leader };
+    cluster.kill_member(killed);
+    assert_eq!(cluster.create(wiped, "again").await.rejection, None);
+    assert!(
+        cluster
+            .names(wiped)
+            .await
+            .contains(&"acknowledged".to_owned())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_goes_on_feeding_a_member_that_lost_its_disk() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    for count in 0..20 {
+        cluster.create(0, &format!("kept-{count}")).await;
+    }
+    cluster.converge().await;
+    let leader = cluster.leader().await;
+    let wiped = (leader + 1) % 3;
+    for _ in 0..2 {
+        cluster.kill_member(wiped);
+        cluster.wipe(wiped);
+        cluster.start_member(wiped).await;
+        assert!(cluster.names(wiped).await.contains(&"kept-19".to_owned()));
+    }
+    cluster.create(wiped, "after").await;
+    cluster.converge().await;
+    assert_eq!(cluster.leader().await, leader, "nobody was disturbed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_the_leader_hands_over_and_status_says_who_leads() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    cluster.create(0, "one").await;
+    cluster.converge().await;
+    let leader = cluster.leader().await;
+    let status = cluster.member(leader).status();
+    assert_eq!(
+        (status.name.as_str(), status.leader),
+        (cluster.list[leader].0.as_str(), Some(status.id))
+    );
+    assert_eq!(status.voters.len(), 3);
+    assert!(status.applied_index > 0 && status.applied_index <= status.last_log_index);
+    let other = (leader + 1) % 3;
+    let term = status.term;
+    cluster.stop_member(leader).await;
+    // The heir leads already: nobody waited for an election time-out.
+    let found = cluster.member(other).status();
+    assert!(
+        found.term > term && found.leader.is_some() && found.leader != Some(status.id),
+        "{found:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_different_lists_do_not_mix() {
+    let mut cluster = Cluster::prepare(3, 10_000);
+    cluster.start_member(0).await;
+    cluster.start_member(1).await;
+    cluster.create(0, "one").await;
+    // The third one knows the others by another name.
+    let mut stranger = cluster.config(2);
+    stranger.initial_cluster[0].0 = "other".into();
+    let stranger = Consensus::start(stranger, Arc::new(Silent)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(stranger.local().state.revision(), 0);
+    assert_eq!(stranger.status().leader, None);
+    stranger.shutdown().await;
+    assert_eq!(cluster.create(1, "two").await.rejection, None);
+}
+
+#[tokio::test]
+async fn what_can_not_start_says_what_to_do() {
+    let cluster = Cluster::prepare(2, 10_000);
+    let refusal = async |change: &dyn Fn(&mut ConsensusConfig)| {
+        let mut config = cluster.config(0);
+        change(&mut config);
+        Consensus::start(config, Arc::new(Silent))
+            .await
+            .map(drop)
+            .unwrap_err()
+            .to_string()
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let text = refusal(&|config| config.listen_peer = address).await;
+    assert!(text.contains("--listen-peer"), "{text}");
+    let text = refusal(&|config| config.name = "n7".into()).await;
+    assert!(text.contains("n7") && text.contains("--name"), "{text}");
+    let text = refusal(&|config| config.initial_cluster[1].0 = "n1".into()).await;
+    assert!(text.contains("a name occurs twice"), "{text}");
+    let text =
+        refusal(&|config| config.initial_cluster[1].1 = config.initial_cluster[0].1.clone()).await;
+    assert!(text.contains("an address occurs twice"), "{text}");
+    let text = refusal(&|config| config.initial_cluster[1].1 = "no host at all".into()).await;
+    assert!(text.contains("--initial-cluster"), "{text}");
+    let text = refusal(&|config| config.data_dir = "/proc/none".into()).await;
+    assert!(text.contains("/proc/none"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_member_alone_is_a_cluster_and_knows_its_directory() {
     let mut cluster = Cluster::start(1, 10_000).await;
     assert_eq!(cluster.create(0, "alone").await.rejection, None);
     let deadline = Instant::now() + Duration::from_secs(5);
     while cluster.member(0).members()[0].grpc_address != "grpc-of-n1" {
-        assert!(Instant::now() < deadline, "the member tells its gRPC address");
+        assert!(
+            Instant::now() < deadline,
+            "the member tells its gRPC address"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     cluster.stop_member(0).await;
     let mut foreign = cluster.config(0);
-    foreign.initial_cluster.push(("n9".into(), "127.0.0.1:1".into()));
+    foreign
+        .initial_cluster
+        .push(("n9".into(), "127.0.0.1:1".into()));
     let deadline = Instant::now() + Duration::from_secs(10);
     let refusal = loop {
         match Consensus::start(foreign.clone(), Arc::new(Silent)).await {
@@ -228,7 +630,10 @@ async fn one_member_alone_is_a_cluster_and_knows_its_directory() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    assert!(refusal.contains("--data-dir"), "it says what to do: {refusal}");
+    assert!(
+        refusal.contains("--data-dir"),
+        "it says what to do: {refusal}"
+    );
     cluster.start_member(0).await;
     assert!(cluster.names(0).await.contains(&"alone".to_owned()));
 }

@@ -2,8 +2,9 @@
 //! state, bounded, and evicted by log position, never by a clock.
 //!
 //! Law: an entry with a request id that was executed before is not executed again; it gets its first outcome, or
-//! `UNKNOWN_OUTCOME` if that was forgotten. The law needs a session's first request to be told apart from one of a
-//! forgotten session: by `RequestId.since`, or, without it, only by a sequence above 1.
+//! `UNKNOWN_OUTCOME` if that was forgotten. A rejected entry was not executed: deciding it again is its first
+//! execution. The law needs a session's first request to be told apart from one of a forgotten session: by
+//! `RequestId.since`, or, without it, only by a sequence above 1.
 
 use crate::machine::{State, TouchedRecords, outcome};
 use fairlead_proto::internal::v1::Outcome;
@@ -17,20 +18,22 @@ pub const WRITES_PER_CLIENT: usize = 64;
 pub const CLIENTS: usize = 4096;
 /// Longest client name, bytes.
 pub const CLIENT_BYTES: usize = 64;
-/// Causes of a rejection that are kept; the first answer has all of them.
-const KEPT_CAUSES: usize = 16;
-/// Bytes of a message that are kept.
-const KEPT_MESSAGE: usize = 1024;
-
 /// The answer to a request that is not to be executed: a duplicate, a forgotten or a malformed one. `None`: execute it.
 pub(super) fn recall(state: &State, id: Option<&RequestId>) -> Option<Outcome> {
     let id = id.filter(|id| !id.client.is_empty())?;
     let reject = |rejection| Some(outcome::rejected(state.revision(), rejection));
     if id.client.len() > CLIENT_BYTES {
-        return reject(outcome::invalid_command(&[Invalid::too_long("request_id.client", CLIENT_BYTES)]));
+        return reject(outcome::invalid_command(&[Invalid::too_long(
+            "request_id.client",
+            CLIENT_BYTES,
+        )]));
     }
     if id.sequence == 0 {
-        return reject(outcome::invalid_command(&[Invalid::invalid("request_id.sequence", 0_u64, "must be at least 1")]));
+        return reject(outcome::invalid_command(&[Invalid::invalid(
+            "request_id.sequence",
+            0_u64,
+            "must be at least 1",
+        )]));
     }
     if let Some(kept) = state.remembered(&id.client, id.sequence) {
         return Some(with_object(state, (**kept).clone()));
@@ -44,10 +47,22 @@ pub(super) fn recall(state: &State, id: Option<&RequestId>) -> Option<Outcome> {
 }
 
 /// Keeps the outcome of a request that was executed; forgets the oldest beyond the bounds.
-pub(super) fn remember(state: &mut State, (id, outcome): (Option<&RequestId>, &Outcome), touched: &mut TouchedRecords) {
-    let Some(id) = id.filter(|id| !id.client.is_empty()) else { return };
+pub(super) fn remember(
+    state: &mut State,
+    (id, outcome): (Option<&RequestId>, &Outcome),
+    touched: &mut TouchedRecords,
+) {
+    let Some(id) = id.filter(|id| !id.client.is_empty() && outcome.rejection.is_none()) else {
+        return;
+    };
     let client = &id.client;
-    state.put_session_write((client.clone(), id.sequence), Arc::new(shortened(outcome)));
+    state.put_session_write(
+        (client.clone(), id.sequence),
+        Arc::new(Outcome {
+            object: None,
+            ..outcome.clone()
+        }),
+    );
     touched.session_writes.insert((client.clone(), id.sequence));
     let mut header = state.session_header(client).unwrap_or_default();
     header.last_used = state.applied_entries();
@@ -59,14 +74,20 @@ pub(super) fn remember(state: &mut State, (id, outcome): (Option<&RequestId>, &O
     state.put_session(client, header);
     touched.sessions.insert(client.clone());
     while state.session_count() > CLIENTS {
-        let Some(oldest) = state.oldest_session() else { break };
+        let Some(oldest) = state.oldest_session() else {
+            break;
+        };
         forget_session(state, &oldest, touched);
     }
 }
 
 /// A client without a session may have had one.
 fn maybe_forgotten(state: &State, id: &RequestId) -> bool {
-    if id.since > 0 { id.since <= state.dedupe_floor } else { id.sequence > 1 && state.dedupe_floor > 0 }
+    if id.since > 0 {
+        id.since <= state.dedupe_floor
+    } else {
+        id.sequence > 1 && state.dedupe_floor > 0
+    }
 }
 
 fn oldest_beyond_bound(state: &State, client: &str) -> Option<u64> {
@@ -78,7 +99,10 @@ fn oldest_beyond_bound(state: &State, client: &str) -> Option<u64> {
 /// The floor is the revision of the newest outcome that a forgotten session held: whoever saw a later revision before
 /// its first write has had no such session.
 fn forget_session(state: &mut State, client: &str, touched: &mut TouchedRecords) {
-    let writes: Vec<(u64, u64)> = state.writes_of(client).map(|(sequence, outcome)| (sequence, outcome.revision)).collect();
+    let writes: Vec<(u64, u64)> = state
+        .writes_of(client)
+        .map(|(sequence, outcome)| (sequence, outcome.revision))
+        .collect();
     for (sequence, revision) in writes {
         state.dedupe_floor = state.dedupe_floor.max(revision);
         state.remove_session_write(&(client.to_owned(), sequence));
@@ -88,21 +112,13 @@ fn forget_session(state: &mut State, client: &str, touched: &mut TouchedRecords)
     touched.sessions.insert(client.to_owned());
 }
 
-fn shortened(outcome: &Outcome) -> Outcome {
-    let mut kept = Outcome { object: None, ..outcome.clone() };
-    if let Some(rejection) = &mut kept.rejection {
-        rejection.causes.truncate(KEPT_CAUSES);
-        for text in rejection.causes.iter_mut().map(|cause| &mut cause.message).chain([&mut rejection.message]) {
-            let end = (0..=KEPT_MESSAGE.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            text.truncate(end);
-        }
-    }
-    kept
-}
-
 /// A kept outcome with its object as it is now.
 fn with_object(state: &State, kept: Outcome) -> Outcome {
-    let written = kept.key.as_ref().filter(|_| kept.rejection.is_none()).map(Key::from_wire);
-    let object = written.and_then(|key| state.get(&key)).map(|object| (**object).clone());
+    let object = kept
+        .key
+        .as_ref()
+        .map(Key::from_wire)
+        .and_then(|key| state.get(&key))
+        .map(|object| (**object).clone());
     Outcome { object, ..kept }
 }

@@ -1,92 +1,30 @@
-//! Raft's messages to other members, over the Peer service.
+//! Raft's messages to other members, over the Peer service. What a message means is openraft's; how it is encoded is
+//! storage/codec's.
 
-use crate::raft::types::{LogId, MemberAddress, TypeConfig, Vote, member_id};
-use crate::storage::{SnapshotBytes, codec};
+use crate::raft::peers::Peers;
+use crate::raft::types::{LogId, MemberAddress, TypeConfig, Vote};
+use crate::storage::{SnapshotFile, codec};
 use fairlead_proto::internal::v1::{self as wire, PeerHeader, peer_client::PeerClient};
 use futures::{Stream, StreamExt as _};
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{RaftNetworkFactory, RaftNetworkV2};
+use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// Bytes of one snapshot chunk.
 const CHUNK: usize = 1024 * 1024;
-const CONNECT_WITHIN: Duration = Duration::from_millis(500);
-const KEEPALIVE: Duration = Duration::from_secs(10);
-
-/// Connections to the other members; made when first used, and made again by tonic when they break.
-pub(crate) struct Peers {
-    own: u64,
-    founding: String,
-    members: BTreeMap<u64, MemberAddress>,
-    channels: BTreeMap<u64, (Channel, Endpoint)>,
-}
-
-impl Peers {
-    pub(crate) fn new(own: u64, founding: String, list: &[(String, String)]) -> Result<Self, tonic::transport::Error> {
-        let mut members = BTreeMap::new();
-        let mut channels = BTreeMap::new();
-        for (name, address) in list {
-            let id = member_id(name);
-            let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-                .connect_timeout(CONNECT_WITHIN)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(KEEPALIVE)
-                .keep_alive_timeout(KEEPALIVE)
-                .keep_alive_while_idle(true)
-                .initial_stream_window_size(2 * 1024 * 1024)
-                .initial_connection_window_size(16 * 1024 * 1024);
-            channels.insert(id, (endpoint.connect_lazy(), endpoint));
-            members.insert(id, MemberAddress { name: name.clone(), peer_address: address.clone() });
-        }
-        Ok(Self { own, founding, members, channels })
-    }
-
-    pub(crate) fn members(&self) -> BTreeMap<u64, MemberAddress> {
-        self.members.clone()
-    }
-
-    pub(crate) fn client(&self, id: u64) -> Option<PeerClient<Channel>> {
-        let (channel, _) = self.channels.get(&id)?;
-        Some(PeerClient::new(channel.clone()).max_decoding_message_size(crate::run::MAX_MESSAGE).max_encoding_message_size(crate::run::MAX_MESSAGE))
-    }
-
-    /// True if the member's port takes connections now.
-    pub(crate) async fn connected(&self, id: u64) -> Result<(), String> {
-        let address = &self.members.get(&id).ok_or("unknown member")?.peer_address;
-        match tokio::time::timeout(CONNECT_WITHIN, tokio::net::TcpStream::connect(address)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no connection in time".into()),
-        }
-    }
-
-    pub(crate) fn header(&self, to: u64) -> PeerHeader {
-        PeerHeader { cluster_id: self.founding.clone(), from: self.own, to, machine_version: crate::machine::MACHINE_VERSION }
-    }
-
-    /// What is wrong with a message's header, if anything.
-    pub(crate) fn check(&self, header: Option<&PeerHeader>) -> Result<(), tonic::Status> {
-        let Some(header) = header else { return Err(tonic::Status::invalid_argument("a peer message needs a header")) };
-        if header.cluster_id != self.founding || header.to != self.own {
-            let message = format!("this is member {} of the cluster {}, not member {} of {}", self.own, self.founding, header.to, header.cluster_id);
-            return Err(tonic::Status::failed_precondition(message));
-        }
-        if header.machine_version > crate::machine::MACHINE_VERSION {
-            tracing::debug!(from = header.from, version = header.machine_version, "a newer peer");
-        }
-        Ok(())
-    }
-}
+/// Time without an answer to what was sent after which a replication stream is given up and opened anew.
+const STALLED: Duration = Duration::from_secs(2);
 
 /// Makes connections for openraft.
 #[derive(Clone)]
@@ -96,7 +34,10 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, _: &MemberAddress) -> Link {
-        Link { target, peers: self.0.clone() }
+        Link {
+            target,
+            peers: self.0.clone(),
+        }
     }
 }
 
@@ -107,39 +48,71 @@ pub(crate) struct Link {
 }
 
 type RpcError = RPCError<TypeConfig>;
+type AppendResult = Result<StreamAppendResult<TypeConfig>, RpcError>;
 
 fn broken(status: &tonic::Status) -> RpcError {
     match status.code() {
-        tonic::Code::Unavailable | tonic::Code::FailedPrecondition => RPCError::Unreachable(Unreachable::from_string(status.message())),
+        tonic::Code::Unavailable | tonic::Code::FailedPrecondition => {
+            RPCError::Unreachable(Unreachable::from_string(status.message()))
+        }
         _ => RPCError::Network(NetworkError::from_string(status.message())),
     }
 }
 
-fn late() -> RpcError {
-    RPCError::Network(NetworkError::from_string("no answer in time"))
+fn faulty(why: &str) -> RpcError {
+    RPCError::Network(NetworkError::from_string(why))
 }
 
 impl Link {
     fn client(&self) -> Result<PeerClient<Channel>, RpcError> {
-        self.peers.client(self.target).ok_or_else(|| RPCError::Unreachable(Unreachable::from_string("not in the founding list")))
+        let unknown =
+            || RPCError::Unreachable(Unreachable::from_string("not in --initial-cluster"));
+        self.peers.client(self.target).ok_or_else(unknown)
+    }
+
+    fn header(&self) -> PeerHeader {
+        self.peers.header(self.target)
+    }
+
+    /// Makes a call within openraft's time for it.
+    async fn call<T>(
+        &self,
+        option: &RPCOption,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, RpcError> {
+        let Ok(answer) = tokio::time::timeout(option.soft_ttl(), call).await else {
+            self.peers.unheard(self.target);
+            return Err(faulty("no answer in time"));
+        };
+        self.peers.heard(self.target);
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| broken(&status))
     }
 
     fn vote_request(&self, rpc: &VoteRequest<TypeConfig>) -> wire::VoteRequest {
         wire::VoteRequest {
             vote: Some(codec::vote(&rpc.vote)),
             last_log_id: rpc.last_log_id.as_ref().map(codec::log_id),
-            header: Some(self.peers.header(self.target)),
+            header: Some(self.header()),
             leadership_transfer: rpc.leadership_transfer,
         }
     }
 }
 
 fn vote_response(answer: &wire::VoteResponse) -> Result<VoteResponse<TypeConfig>, RpcError> {
-    let vote = answer.vote.as_ref().map(codec::to_vote).ok_or_else(|| RPCError::Network(NetworkError::from_string("a vote without a vote")))?;
-    Ok(VoteResponse { vote, vote_granted: answer.granted, last_log_id: answer.last_log_id.as_ref().map(codec::to_log_id) })
+    let vote = answer.vote.as_ref().map(codec::to_vote);
+    Ok(VoteResponse {
+        vote: vote.ok_or_else(|| faulty("an answer without a vote"))?,
+        vote_granted: answer.granted,
+        last_log_id: answer.last_log_id.as_ref().map(codec::to_log_id),
+    })
 }
 
-pub(crate) fn append_request(rpc: &AppendEntriesRequest<TypeConfig>, header: PeerHeader) -> wire::AppendRequest {
+fn append_request(
+    rpc: &AppendEntriesRequest<TypeConfig>,
+    header: PeerHeader,
+) -> wire::AppendRequest {
     wire::AppendRequest {
         vote: Some(codec::vote(&rpc.vote)),
         prev_log_id: rpc.prev_log_id.as_ref().map(codec::log_id),
@@ -149,109 +122,202 @@ pub(crate) fn append_request(rpc: &AppendEntriesRequest<TypeConfig>, header: Pee
     }
 }
 
-fn append_result(answer: &wire::AppendResponse) -> Result<StreamAppendResult<TypeConfig>, RpcError> {
+fn append_result(answer: &wire::AppendResponse) -> AppendResult {
     use wire::append_response::Result as Wire;
     let conflict: Option<LogId> = answer.conflict_log_id.as_ref().map(codec::to_log_id);
     match (&answer.result, conflict) {
         (Some(Wire::PartialSuccess(id)), _) => Ok(Ok(Some(codec::to_log_id(id)))),
         (Some(Wire::Success(_)), _) => Ok(Ok(None)),
-        (Some(Wire::HigherVote(vote)), _) => Ok(Err(StreamAppendError::HigherVote(codec::to_vote(vote)))),
+        (Some(Wire::HigherVote(vote)), _) => {
+            Ok(Err(StreamAppendError::HigherVote(codec::to_vote(vote))))
+        }
         (Some(Wire::Conflict(_)), Some(id)) => Ok(Err(StreamAppendError::Conflict(id))),
-        _ => Err(RPCError::Network(NetworkError::from_string("an append answer without a result"))),
+        _ => Err(faulty("an append answer without a result")),
+    }
+}
+
+/// Answers to a stream of requests; ends with an error if there are requests and no answers.
+struct Answers {
+    stream: tonic::Streaming<wire::AppendResponse>,
+    sent: Arc<AtomicU64>,
+    received: u64,
+    peers: Arc<Peers>,
+    target: u64,
+}
+
+impl Answers {
+    async fn next(mut self) -> Option<(AppendResult, Option<Self>)> {
+        loop {
+            let before = self.sent.load(Ordering::Relaxed);
+            match tokio::time::timeout(STALLED, self.stream.message()).await {
+                Ok(Ok(Some(answer))) => {
+                    self.received += 1;
+                    self.peers.heard(self.target);
+                    return Some((append_result(&answer), Some(self)));
+                }
+                Ok(Ok(None)) => return None,
+                Ok(Err(status)) => return Some((Err(broken(&status)), None)),
+                Err(_) if before > self.received => {
+                    self.peers.unheard(self.target);
+                    return Some((Err(faulty("replication is not answered")), None));
+                }
+                Err(_) => {} // Nothing was asked: idle.
+            }
+        }
+    }
+}
+
+/// A snapshot on its way: what comes first, its pieces, its checksum.
+struct Sending {
+    first: Option<wire::SnapshotChunk>,
+    snapshot: SnapshotFile,
+    offset: u64,
+    hasher: Option<Sha256>,
+}
+
+impl Sending {
+    /// The next chunk. One that can't be read ends the stream without a checksum, and the receiver refuses it.
+    async fn next(mut self) -> Option<(wire::SnapshotChunk, Self)> {
+        if let Some(first) = self.first.take() {
+            return Some((first, self));
+        }
+        if self.offset == self.snapshot.length() {
+            let sum = self.hasher.take()?.finalize().to_vec();
+            let last = wire::SnapshotChunk {
+                sha256: sum.into(),
+                ..wire::SnapshotChunk::default()
+            };
+            return Some((last, self));
+        }
+        let (snapshot, offset) = (self.snapshot.clone(), self.offset);
+        let read = tokio::task::spawn_blocking(move || snapshot.piece(offset, CHUNK));
+        let piece = match read.await.map_err(std::io::Error::other).flatten() {
+            Ok(piece) => piece,
+            Err(error) => {
+                tracing::error!(%error, "a snapshot can't be read for sending");
+                return None;
+            }
+        };
+        self.offset += piece.len() as u64;
+        self.hasher.as_mut()?.update(&piece);
+        let chunk = wire::SnapshotChunk {
+            data: piece.into(),
+            ..wire::SnapshotChunk::default()
+        };
+        Some((chunk, self))
     }
 }
 
 impl RaftNetworkV2<TypeConfig> for Link {
-    type SnapshotData = SnapshotBytes;
+    type SnapshotData = SnapshotFile;
 
-    async fn append_entries(&mut self, rpc: AppendEntriesRequest<TypeConfig>, option: RPCOption) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let request = append_request(&rpc, self.peers.header(self.target));
-        let mut client = self.client()?;
-        let call = async {
-            let mut answers = client.append(futures::stream::iter([request])).await?.into_inner();
-            answers.message().await
-        };
-        let answer = tokio::time::timeout(option.hard_ttl(), call).await.map_err(|_| late())?.map_err(|status| broken(&status))?;
-        let result = append_result(&answer.ok_or_else(late)?)?;
-        Ok(result.into())
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let one = futures::stream::iter([rpc]);
+        let mut answers = self.stream_append(one, option).await?;
+        let answer = answers.next().await.ok_or_else(|| faulty("no answer"))?;
+        Ok(answer?.into())
     }
 
+    /// Pipelined: requests are sent without waiting for answers, which come in their order.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
         option: RPCOption,
-    ) -> openraft::base::BoxFuture<'s, Result<openraft::base::BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RpcError>>
     where
-        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + openraft::OptionalSend + Unpin + 'static,
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let header = self.peers.header(self.target);
+            let header = self.header();
             let mut client = self.client()?;
-            let requests = input.map(move |rpc| append_request(&rpc, header.clone()));
-            // The stream lives as long as replication; only opening it has a limit.
-            let opened = tokio::time::timeout(option.hard_ttl().max(CONNECT_WITHIN), client.append(requests)).await;
-            let answers = opened.map_err(|_| late())?.map_err(|status| broken(&status))?.into_inner();
-            let results = answers.map(|answer| answer.map_err(|status| broken(&status)).and_then(|answer| append_result(&answer)));
-            let results: openraft::base::BoxStream<'s, _> = Box::pin(results);
-            Ok(results)
+            let sent = Arc::new(AtomicU64::new(0));
+            let count = sent.clone();
+            let requests = input.map(move |rpc| {
+                count.fetch_add(1, Ordering::Relaxed);
+                append_request(&rpc, header.clone())
+            });
+            let answers = Answers {
+                stream: self.call(&option, client.append(requests)).await?,
+                sent,
+                received: 0,
+                peers: self.peers.clone(),
+                target: self.target,
+            };
+            let results =
+                futures::stream::unfold(Some(answers), |answers| async { answers?.next().await });
+            Ok(Box::pin(results) as BoxStream<'s, _>)
         })
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        let request = self.vote_request(&rpc);
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let mut client = self.client()?;
-        let answer = tokio::time::timeout(option.hard_ttl(), client.vote(request)).await.map_err(|_| late())?;
-        vote_response(&answer.map_err(|status| broken(&status))?.into_inner())
+        let call = client.vote(self.vote_request(&rpc));
+        vote_response(&self.call(&option, call).await?)
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        let request = self.vote_request(&rpc);
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let mut client = self.client()?;
-        let answer = tokio::time::timeout(option.hard_ttl(), client.pre_vote(request)).await.map_err(|_| late())?;
-        vote_response(&answer.map_err(|status| broken(&status))?.into_inner())
+        let call = client.pre_vote(self.vote_request(&rpc));
+        vote_response(&self.call(&option, call).await?)
     }
 
     async fn full_snapshot(
         &mut self,
         vote: Vote,
-        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotBytes>,
-        cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
-        _: RPCOption,
+        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let bytes = snapshot.snapshot.0.clone();
         let first = wire::SnapshotChunk {
             vote: Some(codec::vote(&vote)),
             meta: Some(codec::snapshot_meta(&snapshot.meta)),
-            header: Some(self.peers.header(self.target)),
+            header: Some(self.header()),
             ..wire::SnapshotChunk::default()
         };
-        let sum = Sha256::digest(&bytes).to_vec();
-        let count = bytes.len().div_ceil(CHUNK);
-        let chunks = (0..count).map(move |index| wire::SnapshotChunk {
-            data: bytes.slice(index * CHUNK..bytes.len().min((index + 1) * CHUNK)),
-            ..wire::SnapshotChunk::default()
-        });
-        let last = wire::SnapshotChunk { sha256: sum.into(), ..wire::SnapshotChunk::default() };
-        let stream = futures::stream::iter([first].into_iter().chain(chunks).chain([last]));
+        let sending = Sending {
+            first: Some(first),
+            snapshot: snapshot.snapshot,
+            offset: 0,
+            hasher: Some(Sha256::new()),
+        };
         let mut client = self.client()?;
+        let chunks = futures::stream::unfold(sending, Sending::next);
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            answer = client.install_snapshot(stream) => answer.map_err(|status| broken(&status))?.into_inner(),
+            answer = self.call(&option, client.install_snapshot(chunks)) => answer?,
         };
         let vote = answer.vote.as_ref().map(codec::to_vote);
-        vote.map(SnapshotResponse::new).ok_or_else(|| StreamingError::Network(NetworkError::from_string("a snapshot answer without a vote")))
+        let vote = vote.ok_or_else(|| NetworkError::from_string("an answer without a vote"));
+        Ok(SnapshotResponse::new(
+            vote.map_err(StreamingError::Network)?,
+        ))
     }
 
-    async fn transfer_leader(&mut self, req: TransferLeaderRequest<TypeConfig>, option: RPCOption) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
         let request = wire::TransferLeaderRequest {
             from_leader: Some(codec::vote(req.from_leader())),
             to_node_id: *req.to_node_id(),
             last_log_id: req.last_log_id().map(codec::log_id),
-            header: Some(self.peers.header(self.target)),
+            header: Some(self.header()),
         };
         let mut client = self.client()?;
-        let answer = tokio::time::timeout(option.hard_ttl(), client.transfer_leader(request)).await.map_err(|_| late())?;
-        answer.map_err(|status| broken(&status))?;
+        self.call(&option, client.transfer_leader(request)).await?;
         Ok(Ok(()))
     }
 }

@@ -1,21 +1,23 @@
 //! Proposing: to Raft if this member leads, else to the leader. An unknown outcome is a type of its own.
+//!
+//! INVARIANT: an entry is handed on a second time only if it is certain that nobody appended it the first time:
+//! it was never sent, or the member it was handed to refused it (openraft's `ForwardToLeader` comes before the append;
+//! an entry that was appended and then lost is `LogEntryDiscarded`, of unknown outcome).
 
 use crate::raft::Consensus;
-use crate::raft::types::TypeConfig;
+use crate::raft::peers::never_sent;
+use crate::raft::types::{Logged, TypeConfig};
 use fairlead_proto::internal::v1::{Entry, Outcome, ProposeRequest, ProposeResponse};
 use openraft::errors::{ClientWriteError, RaftError};
 use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Proposals of this member under way at once; more are refused.
-pub const MAX_PROPOSALS: usize = 4_096;
-/// Time until an undecided proposal is called unknown.
+pub(crate) const MAX_PROPOSALS: usize = 4_096;
+/// Time for all of it: finding a leader, being decided, being applied here.
 const DECIDED_WITHIN: Duration = Duration::from_secs(5);
-/// Time that a proposal waits for a leader to be elected.
-const LEADER_WITHIN: Duration = Duration::from_secs(4);
-/// Longest pause between two looks for a leader.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Most times a proposal is handed to another member.
-const MAX_HOPS: u32 = 3;
+/// Pause before a member is asked again, unless another leads meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why there is no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,86 +31,112 @@ pub enum ProposeError {
 }
 
 impl Consensus {
-    /// Proposes an entry and waits until it is applied on this member.
+    /// Proposes an entry and waits until it is applied on this member, so that its caller reads its own write.
     ///
     /// # Errors
     /// [`ProposeError`].
     pub async fn propose(&self, entry: Entry) -> Result<Outcome, ProposeError> {
         let Ok(_slot) = self.inner.slots.try_acquire() else {
-            return Err(ProposeError::NotProposed("too many requests: this server has as many writes under way as it takes".into()));
+            let why = "too many requests: this server has as many writes under way as it takes";
+            return Err(ProposeError::NotProposed(why.into()));
         };
-        let mut refusal = String::from("no leader");
-        let give_up = tokio::time::Instant::now() + LEADER_WITHIN;
-        let mut hops = 0;
-        while tokio::time::Instant::now() < give_up && hops < MAX_HOPS {
-            let decided = match self.wait_for_leader(give_up).await {
-                None => break,
-                Some(leader) if leader == self.inner.id => self.propose_here(entry.clone()).await,
-                Some(leader) => self.propose_there(leader, entry.clone()).await,
+        let until = Instant::now() + DECIDED_WITHIN;
+        let mut refusal = String::from("no leader is elected");
+        let mut leadership = self.subscribe_leadership();
+        loop {
+            let leader = timeout_at(until, leadership.wait_for(Option::is_some)).await;
+            let Some(leader) = leader.ok().and_then(Result::ok).and_then(|leader| *leader) else {
+                return Err(ProposeError::NotProposed(refusal));
             };
+            let decided = timeout_at(until, self.propose_at(leader, entry.clone())).await;
             match decided {
-                Ok((outcome, index)) => {
-                    self.applied(index).await?;
+                Ok(Ok((outcome, index))) => {
+                    self.applied(index, until).await;
                     return Ok(outcome);
                 }
-                // Certain that it was not appended: another member may take it.
-                Err(ProposeError::NotProposed(why)) => refusal = why,
-                Err(unknown) => return Err(unknown),
+                Ok(Err(ProposeError::NotProposed(why))) => refusal = why,
+                Ok(Err(unknown)) => return Err(unknown),
+                Err(_) => {
+                    let why = "the write was not confirmed within 5 s";
+                    return Err(ProposeError::Unknown(why.into()));
+                }
             }
-            hops += 1;
-            tokio::time::sleep(LOOK_AGAIN).await;
+            let _ = timeout(LOOK_AGAIN, leadership.changed()).await;
+            if Instant::now() >= until || self.inner.cancel.is_cancelled() {
+                return Err(ProposeError::NotProposed(refusal));
+            }
         }
-        Err(ProposeError::NotProposed(refusal))
+    }
+
+    async fn propose_at(&self, leader: u64, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
+        if leader == self.inner.id {
+            self.propose_here(entry).await
+        } else {
+            self.propose_there(leader, entry).await
+        }
     }
 
     /// Proposes here only: what the leader does for the others.
     pub(crate) async fn propose_here(&self, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
-        let written = tokio::time::timeout(DECIDED_WITHIN, self.inner.raft.client_write(entry)).await;
-        match written {
+        let command = entry.command.as_ref();
+        if command.and_then(|command| command.kind.as_ref()).is_none() {
+            let why = "the command is not known to the leader: is it of an older version?";
+            return Err(ProposeError::NotProposed(why.into()));
+        }
+        let write = self.inner.raft.client_write(Logged::from(entry));
+        match timeout(DECIDED_WITHIN, write).await {
             Ok(Ok(response)) => Ok((response.data, response.log_id.index)),
             Ok(Err(error)) => Err(undecided(&error)),
-            Err(_) => Err(ProposeError::Unknown("no quorum confirmed the write within 5 s".into())),
+            Err(_) => {
+                let why = "no quorum confirmed the write within 5 s";
+                Err(ProposeError::Unknown(why.into()))
+            }
         }
     }
 
-    async fn propose_there(&self, leader: u64, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
+    async fn propose_there(
+        &self,
+        leader: u64,
+        entry: Entry,
+    ) -> Result<(Outcome, u64), ProposeError> {
         let Some(mut peer) = self.inner.peers.client(leader) else {
-            return Err(ProposeError::NotProposed(format!("the leader {leader} is not known")));
+            let why = format!("the leader {leader} is not in --initial-cluster");
+            return Err(ProposeError::NotProposed(why));
         };
-        // Connecting is apart from sending: what could not be connected was certainly not sent.
-        if let Err(why) = self.inner.peers.connected(leader).await {
-            return Err(ProposeError::NotProposed(format!("the leader can't be reached: {why}")));
-        }
-        let request = ProposeRequest { entry: Some(entry), header: Some(self.header(leader)) };
-        match tokio::time::timeout(DECIDED_WITHIN, peer.propose(request)).await {
-            Ok(Ok(response)) => decided(response.into_inner()),
-            Ok(Err(status)) => Err(ProposeError::Unknown(format!("the leader did not answer: {}", status.message()))),
-            Err(_) => Err(ProposeError::Unknown("the leader did not answer within 5 s".into())),
+        let request = ProposeRequest {
+            entry: Some(entry),
+            header: Some(self.header(leader)),
+        };
+        match peer.propose(request).await {
+            Ok(response) => decided(response.into_inner()),
+            Err(status) if never_sent(&status) => {
+                let why = format!("the leader can't be reached: {}", status.message());
+                Err(ProposeError::NotProposed(why))
+            }
+            Err(status) => {
+                let why = format!("the leader did not answer: {}", status.message());
+                Err(ProposeError::Unknown(why))
+            }
         }
     }
 
-    async fn wait_for_leader(&self, until: tokio::time::Instant) -> Option<u64> {
-        let mut leader = self.subscribe_leadership();
-        let found = tokio::time::timeout_at(until, leader.wait_for(Option::is_some)).await;
-        found.ok()?.ok().and_then(|leader| *leader)
-    }
-
-    /// Waits until an index is applied on this member, so that its caller reads its own write.
-    async fn applied(&self, index: u64) -> Result<(), ProposeError> {
+    /// Waits until an index is applied on this member. The write is decided and durable even if this member lags
+    /// beyond the time for it: then its caller has to read with the outcome's revision.
+    async fn applied(&self, index: u64, until: Instant) {
         let mut published = self.inner.published.clone();
-        let reached = tokio::time::timeout(DECIDED_WITHIN, published.wait_for(|published| published.index >= index)).await;
-        // The write is decided and durable even if this member lags: the answer stands.
-        if reached.is_err() {
+        let reached = published.wait_for(|published| published.index >= index);
+        if timeout_at(until, reached).await.is_err() {
             tracing::warn!(index, "this member lags behind the write it answers for");
         }
-        Ok(())
     }
 }
 
 /// Only a refusal to append proves that nothing was proposed.
 fn undecided(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
     match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => ProposeError::NotProposed("this member does not lead".into()),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            ProposeError::NotProposed(format!("this member does not lead: {:?}", forward.reason))
+        }
         other => ProposeError::Unknown(other.to_string()),
     }
 }
@@ -116,7 +144,9 @@ fn undecided(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Pro
 fn decided(response: ProposeResponse) -> Result<(Outcome, u64), ProposeError> {
     match response.outcome {
         Some(outcome) => Ok((outcome, response.index)),
-        None if !response.not_proposed.is_empty() => Err(ProposeError::NotProposed(response.not_proposed)),
+        None if !response.not_proposed.is_empty() => {
+            Err(ProposeError::NotProposed(response.not_proposed))
+        }
         None => Err(ProposeError::Unknown(response.unknown)),
     }
 }

@@ -1,4 +1,7 @@
 //! Linearizable reads on any member: ReadIndex rounds, shared by those already waiting and never joined once sent.
+//!
+//! INVARIANT: a round that answers a reader began after the reader came, and its index was confirmed by a quorum in
+//! that time. What is read is at least as new as the index.
 
 use crate::machine::Snapshot;
 use crate::raft::Consensus;
@@ -7,13 +10,16 @@ use openraft::ReadPolicy;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
 
-/// Time for a round, election included.
-const ROUND_WITHIN: Duration = Duration::from_secs(3);
+/// Time for a read, an election in between included.
+const READ_WITHIN: Duration = Duration::from_secs(3);
 /// Time for one attempt of a round.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(1);
+/// Pause between two attempts of a round.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Readers that may wait for a round.
-pub const WAITING: usize = 65_536;
+const WAITING: usize = 65_536;
 
 /// Why a read could not be confirmed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +32,7 @@ pub enum ReadError {
     Refused(String),
 }
 
-type Waiter = oneshot::Sender<Result<u64, ReadError>>;
+pub(crate) type Waiter = oneshot::Sender<Result<u64, ReadError>>;
 
 /// Where readers queue for the next round.
 #[derive(Clone)]
@@ -45,43 +51,55 @@ impl Consensus {
     /// A state that reflects every write acknowledged before this call.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// [`ReadError`], within 3 s.
     pub async fn read(&self) -> Result<Arc<Snapshot>, ReadError> {
-        let index = self.read_index().await?;
-        self.published_at(index).await
+        self.read_at_least(0).await
     }
 
     /// As [`Consensus::read`], and at least as new as a revision that the caller has seen.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// [`ReadError`], within 3 s.
     pub async fn read_at_least(&self, revision: u64) -> Result<Arc<Snapshot>, ReadError> {
-        let snapshot = self.read().await?;
-        if snapshot.state.revision() >= revision {
-            return Ok(snapshot);
-        }
+        let until = Instant::now() + READ_WITHIN;
+        let index = self.read_index(until).await?;
         let mut published = self.inner.published.clone();
-        let reached = tokio::time::timeout(ROUND_WITHIN, published.wait_for(|published| published.snapshot.state.revision() >= revision)).await;
-        match reached {
+        let reached = published.wait_for(|published| published.index >= index);
+        match timeout_at(until, reached).await {
+            Ok(Ok(published)) if published.snapshot.state.revision() >= revision => {
+                return Ok(published.snapshot.clone());
+            }
+            Ok(Ok(_)) => {}
+            _ => {
+                let why = format!("this member has not applied index {index}");
+                return Err(ReadError::NoLeader(why));
+            }
+        }
+        let reached =
+            published.wait_for(|published| published.snapshot.state.revision() >= revision);
+        match timeout_at(until, reached).await {
             Ok(Ok(published)) => Ok(published.snapshot.clone()),
-            _ => Err(ReadError::Refused(format!("revision {revision} is not reached yet"))),
+            _ => Err(ReadError::Refused(format!(
+                "revision {revision} is not reached yet"
+            ))),
         }
     }
 
-    /// An index that a quorum confirmed after this call.
-    pub(crate) async fn read_index(&self) -> Result<u64, ReadError> {
+    /// An index that a quorum confirmed after this call, if this member leads.
+    pub(crate) async fn confirmed_index(&self) -> Result<u64, ReadError> {
+        self.read_index(Instant::now() + READ_WITHIN).await
+    }
+
+    pub(crate) async fn read_index(&self, until: Instant) -> Result<u64, ReadError> {
         let (waiter, answer) = oneshot::channel();
-        let refused = |_| ReadError::Refused("too many reads are waiting".into());
-        self.inner.rounds.waiters.try_send(waiter).map_err(|error| refused(error.to_string()))?;
-        answer.await.map_err(|_| ReadError::Refused("this member is stopping".into()))?
-    }
-
-    async fn published_at(&self, index: u64) -> Result<Arc<Snapshot>, ReadError> {
-        let mut published = self.inner.published.clone();
-        let reached = tokio::time::timeout(ROUND_WITHIN, published.wait_for(|published| published.index >= index)).await;
-        match reached {
-            Ok(Ok(published)) => Ok(published.snapshot.clone()),
-            _ => Err(ReadError::NoLeader(format!("this member has not applied index {index}"))),
+        let queued = self.inner.rounds.waiters.try_send(waiter);
+        queued.map_err(|_| ReadError::Refused("too many reads are waiting".into()))?;
+        match timeout_at(until, answer).await {
+            Ok(Ok(index)) => index,
+            Ok(Err(_)) => Err(ReadError::Refused("this member is stopping".into())),
+            Err(_) => Err(ReadError::NoLeader(
+                "no leader confirmed the read within 3 s".into(),
+            )),
         }
     }
 
@@ -102,39 +120,56 @@ impl Consensus {
                 answer = self.round() => answer,
             };
             for waiter in waiters.drain(..) {
+                // A reader that gave up is no reason not to answer the others.
                 let _ = waiter.send(answer.clone());
             }
         }
     }
 
     async fn round(&self) -> Result<u64, ReadError> {
-        let until = tokio::time::Instant::now() + ROUND_WITHIN;
-        let mut why = String::from("nobody leads");
-        while tokio::time::Instant::now() < until {
+        let until = Instant::now() + READ_WITHIN;
+        let mut why = String::from("no leader is elected");
+        while Instant::now() < until {
             let mut leader = self.subscribe_leadership();
-            let found = tokio::time::timeout_at(until, leader.wait_for(Option::is_some)).await;
-            let Some(leader) = found.ok().and_then(Result::ok).and_then(|leader| *leader) else { break };
-            let attempt = async { if leader == self.inner.id { self.index_here().await } else { self.index_there(leader).await } };
-            match tokio::time::timeout(ATTEMPT_WITHIN, attempt).await {
+            let found = timeout_at(until, leader.wait_for(Option::is_some)).await;
+            let Some(leader) = found.ok().and_then(Result::ok).and_then(|leader| *leader) else {
+                break;
+            };
+            let attempt = async {
+                if leader == self.inner.id {
+                    self.index_here().await
+                } else {
+                    self.index_there(leader).await
+                }
+            };
+            match timeout(ATTEMPT_WITHIN, attempt).await {
                 Ok(Ok(index)) => return Ok(index),
                 Ok(Err(error)) => why = error,
                 Err(_) => "the leader did not confirm in time".clone_into(&mut why),
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         Err(ReadError::NoLeader(why))
     }
 
     async fn index_here(&self) -> Result<u64, String> {
-        let linearizer = self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|error| error.to_string())?;
-        let state = linearizer.await_ready(&self.inner.raft).await.map_err(|error| error.to_string())?;
-        Ok(state.read_log_id().index())
+        let confirmed = self
+            .inner
+            .raft
+            .get_read_linearizer(ReadPolicy::ReadIndex)
+            .await;
+        let linearizer = confirmed.map_err(|error| error.to_string())?;
+        Ok(linearizer.read_log_id().index())
     }
 
     async fn index_there(&self, leader: u64) -> Result<u64, String> {
-        let mut peer = self.inner.peers.client(leader).ok_or("the leader is not known")?;
-        let request = ReadIndexRequest { header: Some(self.header(leader)) };
-        let answer = peer.read_index(request).await.map_err(|status| status.message().to_owned())?;
+        let peer = self.inner.peers.client(leader);
+        let mut peer = peer.ok_or("the leader is not in --initial-cluster")?;
+        let request = ReadIndexRequest {
+            header: Some(self.header(leader)),
+        };
+        let answer = peer.read_index(request).await;
+        let answer = answer.map_err(|status| status.message().to_owned())?;
         Ok(answer.into_inner().index)
     }
 }

@@ -1,27 +1,34 @@
 //! The Peer service: Raft's messages, forwarded writes and reads, and what other rooms ask of a peer.
 
-use crate::raft::network::Peers;
+use crate::raft::peers::Peers;
 use crate::raft::types::TypeConfig;
 use crate::raft::{Consensus, Raft};
-use crate::storage::{SnapshotBytes, codec};
-use bytes::BytesMut;
+use crate::storage::{SnapshotStore, codec};
 use fairlead_proto::internal::v1::{self as wire, peer_server};
 use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus};
 use futures::{Stream, StreamExt as _};
-use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest, VoteResponse};
-use sha2::{Digest as _, Sha256};
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest, VoteResponse,
+};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Largest snapshot taken, bytes.
-const MAX_SNAPSHOT: usize = 4 * 1024 * 1024 * 1024;
+const MAX_SNAPSHOT: u64 = 4 * 1024 * 1024 * 1024;
+/// Snapshots received at once: the leader's, and one of a leader that was cut off.
+pub(crate) const MAX_INCOMING: usize = 2;
 
 /// What a peer may ask besides Raft.
 #[tonic::async_trait]
 pub trait PeerApi: Send + Sync + 'static {
     /// A session server reports its nodes.
-    async fn report_nodes(&self, request: wire::ReportNodesRequest) -> Result<wire::ReportNodesResponse, Status>;
+    async fn report_nodes(
+        &self,
+        request: wire::ReportNodesRequest,
+    ) -> Result<wire::ReportNodesResponse, Status>;
     /// The leader's board.
     async fn board(&self, request: wire::BoardRequest) -> Result<wire::BoardResponse, Status>;
     /// This member's status.
@@ -35,13 +42,28 @@ pub(crate) struct PeerService {
     pub(crate) raft: Raft,
     pub(crate) peers: Arc<Peers>,
     pub(crate) api: Arc<dyn PeerApi>,
+    pub(crate) snapshots: SnapshotStore,
+    pub(crate) incoming: Semaphore,
+    /// While this member has not got lost data back, it helps nobody to lead.
+    pub(crate) returning: Arc<AtomicBool>,
     /// Set once the member is whole.
     pub(crate) consensus: Arc<OnceLock<Consensus>>,
 }
 
 impl PeerService {
     fn consensus(&self) -> Result<&Consensus, Status> {
-        self.consensus.get().ok_or_else(|| Status::unavailable("starting"))
+        self.consensus
+            .get()
+            .ok_or_else(|| Status::unavailable("starting"))
+    }
+
+    fn may_vote(&self) -> Result<(), Status> {
+        if self.returning.load(Ordering::Acquire) {
+            return Err(Status::unavailable(
+                "this member lost its data and has not got it back yet",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -55,7 +77,11 @@ fn bad(error: impl std::fmt::Display) -> Status {
 
 fn vote_request(request: &wire::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
     Ok(VoteRequest {
-        vote: request.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?,
+        vote: request
+            .vote
+            .as_ref()
+            .map(codec::to_vote)
+            .ok_or_else(|| bad("no vote"))?,
         last_log_id: request.last_log_id.as_ref().map(codec::to_log_id),
         leadership_transfer: request.leadership_transfer,
     })
@@ -69,10 +95,16 @@ fn vote_response(answer: &VoteResponse<TypeConfig>) -> wire::VoteResponse {
     }
 }
 
-fn append_request(request: wire::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+fn append_request(
+    request: wire::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let entries: Result<Vec<_>, _> = request.entries.into_iter().map(codec::to_entry).collect();
     Ok(AppendEntriesRequest {
-        vote: request.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?,
+        vote: request
+            .vote
+            .as_ref()
+            .map(codec::to_vote)
+            .ok_or_else(|| bad("no vote"))?,
         prev_log_id: request.prev_log_id.as_ref().map(codec::to_log_id),
         entries: entries.map_err(bad)?,
         leader_commit: request.leader_commit.as_ref().map(codec::to_log_id),
@@ -96,23 +128,42 @@ fn append_response(result: openraft::raft::StreamAppendResult<TypeConfig>) -> wi
 
 #[tonic::async_trait]
 impl peer_server::Peer for PeerService {
-    async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
+    async fn vote(
+        &self,
+        request: Request<wire::VoteRequest>,
+    ) -> Result<Response<wire::VoteResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
-        let answer = self.raft.vote(vote_request(&request)?).await.map_err(fatal)?;
+        self.may_vote()?;
+        let answer = self
+            .raft
+            .vote(vote_request(&request)?)
+            .await
+            .map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
-    async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
+    async fn pre_vote(
+        &self,
+        request: Request<wire::VoteRequest>,
+    ) -> Result<Response<wire::VoteResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
-        let answer = self.raft.pre_vote(vote_request(&request)?).await.map_err(fatal)?;
+        self.may_vote()?;
+        let answer = self
+            .raft
+            .pre_vote(vote_request(&request)?)
+            .await
+            .map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
     type AppendStream = Pin<Box<dyn Stream<Item = Result<wire::AppendResponse, Status>> + Send>>;
 
-    async fn append(&self, request: Request<Streaming<wire::AppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
+    async fn append(
+        &self,
+        request: Request<Streaming<wire::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
         let peers = self.peers.clone();
         // A message that can't be taken ends the stream: Raft sends it again on a new one.
         let requests = request.into_inner().scan((), move |(), message| {
@@ -125,84 +176,185 @@ impl peer_server::Peer for PeerService {
             }
             futures::future::ready(taken.ok())
         });
-        let answers = self.raft.stream_append(requests).map(|answer| answer.map(append_response).map_err(fatal));
+        let answers = self
+            .raft
+            .stream_append(requests)
+            .map(|answer| answer.map(append_response).map_err(fatal));
         Ok(Response::new(Box::pin(answers)))
     }
 
-    async fn install_snapshot(&self, request: Request<Streaming<wire::SnapshotChunk>>) -> Result<Response<wire::SnapshotResponse>, Status> {
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotChunk>>,
+    ) -> Result<Response<wire::SnapshotResponse>, Status> {
         let mut chunks = request.into_inner();
         let first = chunks.message().await?.ok_or_else(|| bad("no chunk"))?;
         self.peers.check(first.header.as_ref())?;
-        let vote = first.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
+        let vote = first
+            .vote
+            .as_ref()
+            .map(codec::to_vote)
+            .ok_or_else(|| bad("no vote"))?;
         let meta = codec::to_snapshot_meta(&first.meta.unwrap_or_default()).map_err(bad)?;
-        let mut bytes = BytesMut::new();
-        let mut sum = None;
+        let _place = self
+            .incoming
+            .try_acquire()
+            .map_err(|_| Status::resource_exhausted("other snapshots are being received"))?;
+        let mut incoming = self.snapshots.receive().await.map_err(fatal)?;
+        let (mut length, mut sum) = (0, None);
         while let Some(chunk) = chunks.message().await? {
-            if bytes.len() + chunk.data.len() > MAX_SNAPSHOT {
+            length += chunk.data.len() as u64;
+            if length > MAX_SNAPSHOT {
                 return Err(Status::resource_exhausted("the snapshot is too large"));
             }
-            bytes.extend_from_slice(&chunk.data);
+            incoming.write(&chunk.data).await.map_err(fatal)?;
             if !chunk.sha256.is_empty() {
                 sum = Some(chunk.sha256);
             }
         }
-        if sum.as_deref() != Some(&Sha256::digest(&bytes)[..]) {
-            return Err(Status::data_loss("the snapshot arrived damaged"));
+        let received = incoming.finish(&sum.unwrap_or_default()).await;
+        let snapshot = received.map_err(|error| Status::data_loss(error.to_string()))?;
+        if snapshot.meta != meta {
+            return Err(Status::data_loss(
+                "the snapshot is not the one it is said to be",
+            ));
         }
-        let snapshot = openraft::alias::SnapshotOf::<TypeConfig, SnapshotBytes> { meta, snapshot: SnapshotBytes(bytes.freeze()) };
-        let answer = self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
-        Ok(Response::new(wire::SnapshotResponse { vote: Some(codec::vote(&answer.vote)) }))
+        let answer = self
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(fatal)?;
+        Ok(Response::new(wire::SnapshotResponse {
+            vote: Some(codec::vote(&answer.vote)),
+        }))
     }
 
-    async fn transfer_leader(&self, request: Request<wire::TransferLeaderRequest>) -> Result<Response<wire::TransferLeaderResponse>, Status> {
+    async fn transfer_leader(
+        &self,
+        request: Request<wire::TransferLeaderRequest>,
+    ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
-        let from = request.from_leader.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
-        let request = TransferLeaderRequest::new(from, request.to_node_id, request.last_log_id.as_ref().map(codec::to_log_id));
-        let answer = self.raft.handle_transfer_leader(request).await.map_err(fatal)?;
+        self.may_vote()?;
+        let from = request
+            .from_leader
+            .as_ref()
+            .map(codec::to_vote)
+            .ok_or_else(|| bad("no vote"))?;
+        let request = TransferLeaderRequest::new(
+            from,
+            request.to_node_id,
+            request.last_log_id.as_ref().map(codec::to_log_id),
+        );
+        let answer = self
+            .raft
+            .handle_transfer_leader(request)
+            .await
+            .map_err(fatal)?;
         answer.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(wire::TransferLeaderResponse {}))
     }
 
-    async fn propose(&self, request: Request<wire::ProposeRequest>) -> Result<Response<wire::ProposeResponse>, Status> {
+    async fn propose(
+        &self,
+        request: Request<wire::ProposeRequest>,
+    ) -> Result<Response<wire::ProposeResponse>, Status> {
         let request = request.into_inner();
-        self.peers.check(request.header.as_ref())?;
-        let entry = request.entry.ok_or_else(|| bad("no entry"))?;
-        let answer = match self.consensus()?.propose_here(entry).await {
-            Ok((outcome, index)) => wire::ProposeResponse { outcome: Some(outcome), index, ..wire::ProposeResponse::default() },
-            Err(crate::raft::ProposeError::NotProposed(why)) => wire::ProposeResponse { not_proposed: why, ..wire::ProposeResponse::default() },
-            Err(crate::raft::ProposeError::Unknown(why)) => wire::ProposeResponse { unknown: why, ..wire::ProposeResponse::default() },
+        // What is refused here was certainly not proposed: the answer says so, a status would not.
+        let refused = |why: Status| {
+            Ok(Response::new(wire::ProposeResponse {
+                not_proposed: why.message().to_owned(),
+                ..wire::ProposeResponse::default()
+            }))
+        };
+        if let Err(why) = self.peers.check(request.header.as_ref()) {
+            return refused(why);
+        }
+        let (entry, consensus) = match (request.entry, self.consensus()) {
+            (Some(entry), Ok(consensus)) => (entry, consensus),
+            (None, _) => return refused(bad("no entry")),
+            (_, Err(why)) => return refused(why),
+        };
+        let answer = match consensus.propose_here(entry).await {
+            Ok((outcome, index)) => wire::ProposeResponse {
+                outcome: Some(outcome),
+                index,
+                ..wire::ProposeResponse::default()
+            },
+            Err(crate::raft::ProposeError::NotProposed(why)) => wire::ProposeResponse {
+                not_proposed: why,
+                ..wire::ProposeResponse::default()
+            },
+            Err(crate::raft::ProposeError::Unknown(why)) => wire::ProposeResponse {
+                unknown: why,
+                ..wire::ProposeResponse::default()
+            },
         };
         Ok(Response::new(answer))
     }
 
-    async fn read_index(&self, request: Request<wire::ReadIndexRequest>) -> Result<Response<wire::ReadIndexResponse>, Status> {
+    async fn read_index(
+        &self,
+        request: Request<wire::ReadIndexRequest>,
+    ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         self.peers.check(request.into_inner().header.as_ref())?;
         let consensus = self.consensus()?;
         if !consensus.is_leader() {
             return Err(Status::failed_precondition("this member does not lead"));
         }
-        let index = consensus.read_index().await.map_err(fatal)?;
+        let index = consensus.confirmed_index().await.map_err(fatal)?;
         Ok(Response::new(wire::ReadIndexResponse { index }))
     }
 
-    async fn report_nodes(&self, request: Request<wire::ReportNodesRequest>) -> Result<Response<wire::ReportNodesResponse>, Status> {
+    async fn report_nodes(
+        &self,
+        request: Request<wire::ReportNodesRequest>,
+    ) -> Result<Response<wire::ReportNodesResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.api.report_nodes(request).await.map(Response::new)
     }
 
-    async fn member_status(&self, _: Request<wire::MemberStatusRequest>) -> Result<Response<MemberStatus>, Status> {
+    async fn recall(
+        &self,
+        request: Request<wire::RecallRequest>,
+    ) -> Result<Response<wire::RecallResponse>, Status> {
+        let header = request.into_inner().header;
+        self.peers.check(header.as_ref())?;
+        let from = header.map_or(0, |header| header.from);
+        use openraft::async_runtime::WatchReceiver as _;
+        let local = self.consensus()?.local();
+        let vote = codec::vote(&self.raft.metrics().borrow_watched().vote);
+        Ok(Response::new(wire::RecallResponse {
+            known: local.state.members().any(|member| member.id == from),
+            vote: Some(vote),
+            returning: self.returning.load(Ordering::Acquire),
+        }))
+    }
+
+    async fn member_status(
+        &self,
+        _: Request<wire::MemberStatusRequest>,
+    ) -> Result<Response<MemberStatus>, Status> {
         self.api.member_status().await.map(Response::new)
     }
 
-    async fn board(&self, request: Request<wire::BoardRequest>) -> Result<Response<wire::BoardResponse>, Status> {
+    async fn board(
+        &self,
+        request: Request<wire::BoardRequest>,
+    ) -> Result<Response<wire::BoardResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.api.board(request).await.map(Response::new)
     }
 
-    async fn dataplane(&self, request: Request<DataplaneRequest>) -> Result<Response<DataplaneResponse>, Status> {
-        self.api.dataplane(request.into_inner()).await.map(Response::new)
+    async fn dataplane(
+        &self,
+        request: Request<DataplaneRequest>,
+    ) -> Result<Response<DataplaneResponse>, Status> {
+        self.api
+            .dataplane(request.into_inner())
+            .await
+            .map(Response::new)
     }
 }

@@ -1,26 +1,35 @@
 //! Starting a member: listener, storage, Raft, and its first words to the cluster.
 
-use crate::raft::network::{Network, Peers};
+use crate::raft::network::Network;
+use crate::raft::peers::Peers;
 use crate::raft::propose::MAX_PROPOSALS;
-use crate::raft::read::Rounds;
-use crate::raft::service::{PeerApi, PeerService};
-use crate::raft::types::{MemberAddress, member_id};
-use crate::raft::{Consensus, Inner};
-use crate::run::MAX_MESSAGE;
-use crate::storage::{Identity, OpenError, Published, Storage};
+use crate::raft::read::{Rounds, Waiter};
+use crate::raft::returning;
+use crate::raft::service::{MAX_INCOMING, PeerApi, PeerService};
+use crate::raft::types::member_id;
+use crate::raft::{Consensus, Inner, MAX_MESSAGE};
+use crate::storage::{Identity, OpenError, Storage};
 use crate::write::stamp;
-use fairlead_proto::internal::v1::{InitCluster, Member, SetMember, command, peer_server::PeerServer};
+use fairlead_proto::internal::v1::{
+    InitCluster, Member, SetMember, command, peer_server::PeerServer,
+};
 use ipnet::{IpNet, Ipv4Net};
 use openraft::SnapshotPolicy;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Time that connections have to end when a member stops.
+const LINGER: Duration = Duration::from_millis(200);
+const INTRODUCE_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a member is told.
 #[derive(Clone, Debug)]
@@ -71,7 +80,9 @@ impl Default for ConsensusConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The peer port.
-    #[error("can't listen on {address} for peer: {error}; is another process using the port? choose another with --listen-peer")]
+    #[error(
+        "can't listen on {address} for peer: {error}; is another process using the port? choose another with --listen-peer"
+    )]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -81,9 +92,9 @@ pub enum StartError {
     /// The data directory.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// An address of the founding list.
+    /// The founding list.
     #[error("--initial-cluster: {0}")]
-    Address(#[from] tonic::transport::Error),
+    Founding(String),
     /// openraft.
     #[error("Raft does not start: {0}")]
     Raft(String),
@@ -95,66 +106,99 @@ impl Consensus {
     /// # Errors
     /// [`StartError`], in one clear sentence.
     pub async fn start(config: ConsensusConfig, api: Arc<dyn PeerApi>) -> Result<Self, StartError> {
-        let listener = TcpListener::bind(config.listen_peer).await.map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
-        let identity = Identity { name: config.name.clone(), founding: founding(&config.initial_cluster) };
-        let (path, opened_as) = (config.data_dir.clone(), identity.clone());
-        let opened = tokio::task::spawn_blocking(move || Storage::open(&path, &opened_as)).await;
-        let storage = opened.map_err(|error| StartError::Raft(error.to_string()))??;
-        let published = storage.machine.subscribe();
+        check_founding(&config)?;
+        let address = config.listen_peer;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| StartError::Listen { address, error })?;
         let id = member_id(&config.name);
-        let peers = Arc::new(Peers::new(id, identity.founding, &config.initial_cluster)?);
-        let raft_config = Arc::new(raft_config(&config)?);
-        let raft = openraft::Raft::new(id, raft_config, Network(peers.clone()), storage.log, storage.machine).await;
-        let raft = raft.map_err(|error| StartError::Raft(error.to_string()))?;
-        let cancel = CancellationToken::new();
-        let (rounds, queue) = Rounds::new();
-        let (snapshots_to, snapshots) = watch::channel(published.borrow().snapshot.clone());
-        let (leader_to, leader) = watch::channel(None);
-        let (failure_to, failure) = watch::channel(None);
-        let consensus = Self {
-            inner: Arc::new(Inner {
-                name: config.name.clone(),
-                id,
-                raft: raft.clone(),
-                peers: peers.clone(),
-                published: published.clone(),
-                snapshots,
-                leader,
-                rounds,
-                slots: Semaphore::new(MAX_PROPOSALS),
-                failure,
-                cancel: cancel.clone(),
-            }),
+        let founding = founding(&config.initial_cluster);
+        let peers = Peers::new(id, &founding, &config.initial_cluster);
+        let peers = Arc::new(peers.map_err(|error| StartError::Founding(error.to_string()))?);
+        let mut storage = open(&config, founding).await?;
+        returning::prepare(&mut storage, &peers, &config).await?;
+        let (ended, snapshots) = (storage.end_of_return(), storage.snapshots.clone());
+        let absent = Arc::new(AtomicBool::new(storage.returning));
+        let (consensus, queue) = Self::assemble(&config, peers.clone(), storage).await?;
+        let service = PeerService {
+            raft: consensus.inner.raft.clone(),
+            peers,
+            api,
+            snapshots,
+            incoming: Semaphore::new(MAX_INCOMING),
+            returning: absent.clone(),
+            consensus: Arc::new(OnceLock::from(consensus.clone())),
         };
-        let whole = Arc::new(OnceLock::new());
-        let _ = whole.set(consensus.clone());
-        let service = PeerService { raft: raft.clone(), peers, api, consensus: whole };
-        tokio::spawn(serve(listener, service, cancel.clone()));
-        tokio::spawn(relay(published, snapshots_to, cancel.clone()));
-        tokio::spawn(follow(raft, leader_to, failure_to, cancel));
+        tokio::spawn(serve(listener, service, consensus.inner.cancel.clone()));
         tokio::spawn(consensus.clone().run_rounds(queue));
-        consensus.initialize(&config).await?;
+        if absent.load(Ordering::Acquire) {
+            tokio::spawn(consensus.clone().come_back(absent, ended));
+        } else if let Err(error) = consensus.initialize(&config).await {
+            consensus.shutdown().await;
+            return Err(error);
+        }
         tokio::spawn(consensus.clone().introduce(config));
         Ok(consensus)
+    }
+
+    /// Starts Raft on opened storage, and what follows it.
+    async fn assemble(
+        config: &ConsensusConfig,
+        peers: Arc<Peers>,
+        storage: Storage,
+    ) -> Result<(Self, mpsc::Receiver<Waiter>), StartError> {
+        let id = member_id(&config.name);
+        let (published, snapshots) = storage.machine.subscribe();
+        let held = storage.held();
+        #[cfg(test)]
+        let database = storage.database.clone();
+        let raft_config = Arc::new(raft_config(config, storage.returning)?);
+        let network = Network(peers.clone());
+        let raft = openraft::Raft::new(id, raft_config, network, storage.log, storage.machine);
+        let raft = raft
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        let (rounds, queue) = Rounds::new();
+        let (leader_to, leader) = watch::channel(None);
+        let failure = watch::Sender::new(None);
+        let cancel = CancellationToken::new();
+        let followed = (leader_to, failure.clone());
+        tokio::spawn(follow(raft.clone(), followed, cancel.clone()));
+        let inner = Inner {
+            name: config.name.clone(),
+            id,
+            raft,
+            peers,
+            published,
+            snapshots,
+            leader,
+            rounds,
+            slots: Semaphore::new(MAX_PROPOSALS),
+            failure,
+            cancel,
+            held,
+            #[cfg(test)]
+            database,
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            queue,
+        ))
     }
 
     /// A pristine member starts from the founding list; the same list on every member makes the same first entry.
     async fn initialize(&self, config: &ConsensusConfig) -> Result<(), StartError> {
         let raft = &self.inner.raft;
-        let initialized = raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))?;
-        if initialized {
+        let initialized = raft.is_initialized().await;
+        if initialized.map_err(|error| StartError::Raft(error.to_string()))? {
             return Ok(());
         }
-        let members: BTreeMap<u64, MemberAddress> = config
-            .initial_cluster
-            .iter()
-            .map(|(name, address)| (member_id(name), MemberAddress { name: name.clone(), peer_address: address.clone() }))
-            .collect();
-        match raft.initialize(members).await {
+        match raft.initialize(self.inner.peers.members()).await {
             Ok(()) => Ok(()),
             // Another member's messages came first: then it is initialized.
             Err(error) if raft.is_initialized().await.unwrap_or(false) => {
-                tracing::debug!(%error, "initialized by another member");
+                tracing::debug!(%error, name = config.name, "initialized by another member");
                 Ok(())
             }
             Err(error) => Err(StartError::Raft(error.to_string())),
@@ -163,34 +207,61 @@ impl Consensus {
 
     /// Tells the cluster who we are, and makes it a cluster if it is none yet. Tried until it holds.
     async fn introduce(self, config: ConsensusConfig) {
+        let address = config
+            .initial_cluster
+            .iter()
+            .find(|(name, _)| *name == config.name);
         let own = Member {
             id: self.inner.id,
             name: config.name.clone(),
-            peer_address: config.initial_cluster.iter().find(|(name, _)| *name == config.name).map(|(_, address)| address.clone()).unwrap_or_default(),
+            peer_address: address
+                .map(|(_, address)| address.clone())
+                .unwrap_or_default(),
             grpc_address: config.grpc_address.clone(),
         };
+        let mut published = self.inner.published.clone();
         while !self.inner.cancel.is_cancelled() {
-            let snapshot = self.local();
+            let snapshot = published.borrow_and_update().snapshot.clone();
             let founded = !snapshot.state.settings().cluster_id.is_empty();
-            let introduced = snapshot.state.members().any(|member| *member == own);
-            if founded && introduced {
+            if founded && snapshot.state.members().any(|member| *member == own) {
                 return;
             }
             let command = if founded {
-                Some(command::Kind::SetMember(SetMember { member: Some(own.clone()) }))
+                let member = Some(own.clone());
+                Some(command::Kind::SetMember(SetMember { member }))
             } else if self.is_leader() {
                 Some(command::Kind::InitCluster(init_cluster(&config)))
             } else {
                 None
             };
-            if let Some(command) = command
-                && let Err(error) = self.propose(stamp(command, None)).await
-            {
-                tracing::debug!(%error, "introduction not committed; trying again");
+            let answer = match command {
+                Some(command) => self
+                    .propose(stamp(command, None))
+                    .await
+                    .map(|done| done.rejection),
+                None => Ok(None),
+            };
+            match answer {
+                Ok(None) => {}
+                Ok(Some(why)) => {
+                    let why = format!("the cluster refuses this member: {}", why.message);
+                    self.inner.failure.send_replace(Some(why));
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "introduction not committed; trying again"),
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            // Woken by the cluster's first entries; the pause is for a leader whose election shows in none of them.
+            let _ = tokio::time::timeout(INTRODUCE_AGAIN, published.changed()).await;
         }
     }
+}
+
+async fn open(config: &ConsensusConfig, founding: String) -> Result<Storage, StartError> {
+    let path = config.data_dir.clone();
+    let name = config.name.clone();
+    let opening = move || Storage::open(&path, &Identity { name, founding });
+    let opened = tokio::task::spawn_blocking(opening).await;
+    Ok(opened.map_err(|error| StartError::Raft(error.to_string()))??)
 }
 
 fn init_cluster(config: &ConsensusConfig) -> InitCluster {
@@ -204,61 +275,91 @@ fn init_cluster(config: &ConsensusConfig) -> InitCluster {
 }
 
 fn founding(list: &[(String, String)]) -> String {
-    let mut members: Vec<String> = list.iter().map(|(name, address)| format!("{name}={address}")).collect();
+    let member = |(name, address): &(String, String)| format!("{name}={address}");
+    let mut members: Vec<String> = list.iter().map(member).collect();
     members.sort();
     members.join(",")
 }
 
-fn raft_config(config: &ConsensusConfig) -> Result<openraft::Config, StartError> {
+fn check_founding(config: &ConsensusConfig) -> Result<(), StartError> {
+    let list = &config.initial_cluster;
+    let names: BTreeSet<&String> = list.iter().map(|(name, _)| name).collect();
+    let ids: BTreeSet<u64> = list.iter().map(|(name, _)| member_id(name)).collect();
+    let addresses: BTreeSet<&String> = list.iter().map(|(_, address)| address).collect();
+    let problem = if !names.contains(&config.name) {
+        format!(
+            "it does not name this member, {}: add it or correct --name",
+            config.name
+        )
+    } else if names.len() < list.len() {
+        "a name occurs twice: give every member its own".to_owned()
+    } else if addresses.len() < list.len() {
+        "an address occurs twice: give every member its own".to_owned()
+    } else if ids.len() < list.len() {
+        "two names have the same hash: rename one of them".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(StartError::Founding(problem))
+}
+
+fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<openraft::Config, StartError> {
     let raft = openraft::Config {
         cluster_name: "fairlead".into(),
         heartbeat_interval: config.heartbeat_ms,
         election_timeout_min: config.election_ms.0,
         election_timeout_max: config.election_ms.1,
+        enable_elect: !returning,
         enable_pre_vote: Some(true),
+        // A leader that hears no quorum falls silent now and then, so that those who hear it but can't answer elect.
+        quorum_loss_probe_interval: Some(config.election_ms.1 * 2),
+        // A member that lost its data is fed from the beginning. Safe only because such a member doesn't vote (see
+        // `returning`) and any other loss refuses to start.
+        allow_log_reversion: Some(true),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
         max_in_snapshot_log_to_keep: config.keep_entries,
-        replication_lag_threshold: config.keep_entries,
         purge_batch_size: 256,
-        install_snapshot_timeout: 30_000,
+        install_snapshot_timeout: 300_000,
         ..openraft::Config::default()
     };
-    raft.validate().map_err(|error| StartError::Raft(error.to_string()))
+    raft.validate()
+        .map_err(|error| StartError::Raft(error.to_string()))
 }
 
 async fn serve(listener: TcpListener, service: PeerService, cancel: CancellationToken) {
-    let service = PeerServer::new(service).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
-    let served = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
+    let service = PeerServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    // The server's own `tcp_nodelay` is not for a listener that it is given; without it every answer waits 40 ms.
+    let serving = tonic::transport::Server::builder()
         .initial_stream_window_size(2 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), cancel.cancelled_owned())
-        .await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the peer listener ended");
-    }
-}
-
-/// Passes published states on without their log index.
-async fn relay(mut published: watch::Receiver<Published>, to: watch::Sender<Arc<crate::machine::Snapshot>>, cancel: CancellationToken) {
-    loop {
-        let snapshot = published.borrow_and_update().snapshot.clone();
-        to.send_if_modified(|old| {
-            let new = !Arc::ptr_eq(old, &snapshot);
-            *old = snapshot;
-            new
-        });
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            changed = published.changed() => if changed.is_err() { return },
-        }
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            cancel.clone().cancelled_owned(),
+        );
+    // Peers' streams don't end by themselves.
+    let cut = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            tracing::error!(%error, "the peer listener ended");
+        },
+        () = cut => {}
     }
 }
 
 /// Follows Raft's metrics: who leads, and whether it still runs.
-async fn follow(raft: super::Raft, leader: watch::Sender<Option<u64>>, failure: watch::Sender<Option<String>>, cancel: CancellationToken) {
+async fn follow(
+    raft: super::Raft,
+    (leader, failure): (watch::Sender<Option<u64>>, watch::Sender<Option<String>>),
+    cancel: CancellationToken,
+) {
     use openraft::async_runtime::WatchReceiver as _;
     let mut metrics = raft.metrics();
     loop {
@@ -275,15 +376,15 @@ async fn follow(raft: super::Raft, leader: watch::Sender<Option<u64>>, failure: 
             *old = current;
             changed
         });
-        if let Err(fatal) = running
-            && !cancel.is_cancelled()
-        {
-            failure.send_replace(Some(fatal.to_string()));
+        let ended = running.err().map(|fatal| fatal.to_string());
+        if ended.is_some() && !cancel.is_cancelled() {
+            failure.send_replace(ended);
+            return;
         }
         tokio::select! {
             () = cancel.cancelled() => return,
             changed = metrics.changed() => if changed.is_err() {
-                failure.send_if_modified(|old| { let none = old.is_none(); if none { *old = Some("Raft stopped".into()); } none });
+                failure.send_replace(Some("Raft stopped".into()));
                 return;
             },
         }

@@ -2,15 +2,34 @@
 
 use fairlead_proto::internal::v1::{Entry as LoggedEntry, Outcome};
 use sha2::{Digest as _, Sha256};
+use std::fmt;
+use std::sync::Arc;
 
 openraft::declare_raft_types!(
     /// Fairlead's Raft types.
     pub TypeConfig:
-        D = LoggedEntry,
+        D = Logged,
         R = Outcome,
         NodeId = u64,
         Node = MemberAddress,
 );
+
+/// What a log entry carries for the state machine. Shared: the log, replication to each follower and apply read the
+/// same one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logged(pub Arc<LoggedEntry>);
+
+impl From<LoggedEntry> for Logged {
+    fn from(entry: LoggedEntry) -> Self {
+        Self(Arc::new(entry))
+    }
+}
+
+impl fmt::Display for Logged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// What Raft's membership says of a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +56,9 @@ pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// Id of a member: the first 53 bits of its name's SHA-256. The same on every member and at every start; never 0.
 #[must_use]
 pub fn member_id(name: &str) -> u64 {
-    let hash = Sha256::digest(name.as_bytes()).iter().take(8).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let hash = Sha256::digest(name.as_bytes())
+        .iter()
+        .take(8)
+        .fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
     (hash >> 11).max(1)
 }

@@ -2,7 +2,9 @@
 //!
 //! | column family | key | value |
 //! |---|---|---|
-//! | `meta` | `identity` | [`IDENTITY`]: name, founding list |
+//! | `meta` | `format` | u64 BE: version of everything stored; a newer one is refused |
+//! | `meta` | `identity` | name, founding list |
+//! | `meta` | `returning` | present: this member lost its data and doesn't vote before it has it again |
 //! | `meta` | `vote` | Vote, synced before it is answered |
 //! | `meta` | `purged` | LogId; written before the entries go |
 //! | `meta` | `generation` | u64 BE: which generation of `state` counts (the staged switch of a snapshot install) |
@@ -26,6 +28,10 @@ pub const LOG: &str = "log";
 /// Column family of the state.
 pub const STATE: &str = "state";
 
+/// Version of what is stored.
+pub const FORMAT: &[u8] = b"format";
+/// Set while a member that lost its data has not got it back.
+pub const RETURNING: &[u8] = b"returning";
 /// Whose data this is.
 pub const IDENTITY: &[u8] = b"identity";
 /// The vote.

@@ -1,11 +1,14 @@
 //! Raft's state machine: the pure `machine::apply` in memory, one write batch for what it did, and then publication.
+//!
+//! INVARIANT: nothing is published or answered before its batch is written, and the batch follows its entries in the
+//! one WAL. A step costs what its entries changed, not what the state holds.
 
 use crate::machine::{Applied, Snapshot};
-use crate::raft::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig};
-use crate::storage::load::LoadedState;
-use crate::storage::open::Database;
-use crate::storage::snapshot::{self, SnapshotBytes, SnapshotBuilder};
-use crate::storage::writer::{Write, Writer};
+use crate::raft::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::storage::load::{self, LoadedState};
+use crate::storage::snapshot::{self, SnapshotFile};
+use crate::storage::snapshot_store::{Built, SnapshotBuilder, SnapshotStore};
+use crate::storage::writer::{self, Write, Writer};
 use crate::storage::{codec, keys};
 use fairlead_proto::internal::v1::{Outcome, Session};
 use futures::{Stream, StreamExt as _};
@@ -13,12 +16,15 @@ use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use prost::Message as _;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Entries applied and written together.
 const BATCH: usize = 512;
+/// Entries after which a snapshot is not put off any longer.
+const MOST_ENTRIES: u64 = 100_000;
+/// Bytes written together, give or take an entry.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// The newest published state and the log index it reflects.
 #[derive(Clone)]
@@ -32,92 +38,194 @@ pub struct Published {
 /// The state machine.
 pub struct StateMachine {
     writer: Writer,
-    directory: PathBuf,
+    snapshots: SnapshotStore,
     current: Snapshot,
     applied: Option<LogId>,
     membership: StoredMembership,
     generation: u64,
+    /// Bytes and number of the entries applied since a snapshot was last begun.
+    since: (u64, u64),
     published: watch::Sender<Published>,
-    _database: Arc<Database>,
+    /// The same without the index, sent first: whoever waited for an index finds it here too.
+    views: watch::Sender<Arc<Snapshot>>,
 }
 
+type Answers = Vec<(openraft::storage::ApplyResponder<TypeConfig>, Outcome)>;
+
 impl StateMachine {
-    /// A machine with what was loaded; `directory` is for snapshot files.
+    /// A machine with what was loaded.
     #[must_use]
-    pub fn new(database: Arc<Database>, writer: Writer, loaded: (PathBuf, LoadedState)) -> Self {
-        let (directory, state) = loaded;
-        let first = Published { snapshot: Arc::new(state.snapshot.clone()), index: state.applied.map_or(0, |id| id.index) };
+    pub fn new(writer: Writer, snapshots: SnapshotStore, loaded: LoadedState) -> Self {
+        let first = Published {
+            snapshot: Arc::new(loaded.snapshot.clone()),
+            index: loaded.applied.map_or(0, |id| id.index),
+        };
         Self {
             writer,
-            directory,
-            current: state.snapshot,
-            applied: state.applied,
-            membership: state.membership,
-            generation: state.generation,
+            snapshots,
+            current: loaded.snapshot,
+            applied: loaded.applied,
+            membership: loaded.membership,
+            generation: loaded.generation,
+            since: (0, 0),
+            views: watch::Sender::new(first.snapshot.clone()),
             published: watch::Sender::new(first),
-            _database: database,
         }
     }
 
-    /// What is published.
+    /// What is published, with and without its index.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Published> {
-        self.published.subscribe()
+    pub fn subscribe(&self) -> (watch::Receiver<Published>, watch::Receiver<Arc<Snapshot>>) {
+        (self.published.subscribe(), self.views.subscribe())
     }
 
     fn publish(&self) {
+        let snapshot = Arc::new(self.current.clone());
+        self.views.send_replace(snapshot.clone());
         self.published.send_replace(Published {
-            snapshot: Arc::new(self.current.clone()),
+            snapshot,
             index: self.applied.map_or(0, |id| id.index),
         });
+    }
+
+    /// Applies an entry in memory and adds what it did to a batch.
+    fn execute(&mut self, entry: Entry, writes: &mut Vec<Write>) -> io::Result<Outcome> {
+        self.applied = Some(entry.log_id);
+        self.since.1 += 1;
+        match entry.payload {
+            EntryPayload::Blank => Ok(Outcome::default()),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                Ok(Outcome::default())
+            }
+            EntryPayload::Normal(logged) => {
+                let command = logged.0.command.as_ref();
+                if command.and_then(|command| command.kind.as_ref()).is_none() {
+                    // To skip it would make this member differ from those that know the command.
+                    return Err(io::Error::other(format!(
+                        "log entry {} holds a command that this program does not know: start the newer fairlead on this member",
+                        entry.log_id.index
+                    )));
+                }
+                self.since.0 += logged.0.encoded_len() as u64;
+                let compacted = self.current.history.compacted();
+                let applied = self.current.apply(&logged.0);
+                load::executable(&self.current).map_err(io::Error::other)?;
+                self.record(&applied, compacted, writes);
+                Ok(applied.outcome)
+            }
+        }
     }
 
     /// Adds what an entry changed to a batch; `compacted` is where the window began before it.
     fn record(&self, applied: &Applied, compacted: u64, writes: &mut Vec<Write>) {
         let generation = self.generation;
+        let mut put = |key, value| writes.push((keys::STATE, key, value));
         for change in &applied.changes {
-            let value = change.new.as_ref().map(|object| object.encode_to_vec());
-            writes.push((keys::STATE, keys::object(generation, &change.key), value));
+            let object = change.new.as_ref().map(|object| object.encode_to_vec());
+            put(keys::object(generation, &change.key), object);
             let event = keys::state(generation, keys::tag::EVENT, &change.revision.to_be_bytes());
-            writes.push((keys::STATE, event, Some(change.to_stored().encode_to_vec())));
+            put(event, Some(change.to_stored().encode_to_vec()));
         }
         // What left the window leaves the store in the same batch.
         for gone in compacted + 1..=self.current.history.compacted() {
-            writes.push((keys::STATE, keys::state(generation, keys::tag::EVENT, &gone.to_be_bytes()), None));
+            put(
+                keys::state(generation, keys::tag::EVENT, &gone.to_be_bytes()),
+                None,
+            );
         }
         let state = &self.current.state;
         for client in &applied.touched.sessions {
             let session = state.session(client).map(|session| session.encode_to_vec());
-            writes.push((keys::STATE, keys::state(generation, keys::tag::SESSION, client.as_bytes()), session));
+            put(
+                keys::state(generation, keys::tag::SESSION, client.as_bytes()),
+                session,
+            );
         }
         for (client, sequence) in &applied.touched.session_writes {
-            let kept = state.session_write(client, *sequence);
-            let kept = kept.map(|write| Session { client: client.clone(), writes: vec![write], ..Session::default() }.encode_to_vec());
-            writes.push((keys::STATE, keys::session_write(generation, client, *sequence), kept));
+            let kept = state.session_write(client, *sequence).map(|write| {
+                let session = Session {
+                    client: client.clone(),
+                    writes: vec![write],
+                    ..Session::default()
+                };
+                session.encode_to_vec()
+            });
+            put(keys::session_write(generation, client, *sequence), kept);
         }
         for node in &applied.touched.leases {
             let lease = state.lease(node).map(|lease| lease.encode_to_vec());
-            writes.push((keys::STATE, keys::state(generation, keys::tag::LEASE, node.as_bytes()), lease));
+            put(
+                keys::state(generation, keys::tag::LEASE, node.as_bytes()),
+                lease,
+            );
         }
     }
 
     /// What every batch ends with: meta, digest, last applied, membership.
     fn closing(&self) -> Vec<Write> {
-        let put = |tag, value: Vec<u8>| (keys::STATE, keys::state(self.generation, tag, &[]), Some(value));
+        let put = |tag, value: Vec<u8>| {
+            (
+                keys::STATE,
+                keys::state(self.generation, tag, &[]),
+                Some(value),
+            )
+        };
+        let membership = codec::stored_membership(&self.membership).encode_to_vec();
         let mut writes = vec![
             put(keys::tag::META, self.current.meta().encode_to_vec()),
-            put(keys::tag::DIGEST, self.current.state.digest_hex().into_bytes()),
-            put(keys::tag::MEMBERSHIP, codec::stored_membership(&self.membership).encode_to_vec()),
+            put(
+                keys::tag::DIGEST,
+                self.current.state.digest_hex().into_bytes(),
+            ),
+            put(keys::tag::MEMBERSHIP, membership),
         ];
         if let Some(id) = &self.applied {
             writes.push(put(keys::tag::APPLIED, codec::log_id(id).encode_to_vec()));
         }
         writes
     }
+
+    /// Writes a batch, publishes, and answers, in this order.
+    async fn settle(&mut self, mut writes: Vec<Write>, answers: Answers) -> io::Result<()> {
+        writes.extend(self.closing());
+        self.writer.write(writes, None, false).await?;
+        self.publish();
+        for (responder, outcome) in answers {
+            responder.send(outcome);
+        }
+        Ok(())
+    }
+
+    /// Writes a snapshot's state as a generation beside the one in force, and switches to it by one synced write.
+    async fn switch(&mut self, meta: &SnapshotMeta, installed: Snapshot) -> io::Result<()> {
+        let (old, new) = (self.generation, self.generation + 1);
+        let clear = (new.to_be_bytes().to_vec(), (new + 1).to_be_bytes().to_vec());
+        let clear = (keys::STATE, clear.0, clear.1);
+        self.writer.write(Vec::new(), Some(clear), false).await?;
+        for batch in snapshot::batches(new, &installed, BATCH_BYTES) {
+            self.writer.write(batch, None, false).await?;
+        }
+        self.current = installed;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.generation = new;
+        let mut writes = self.closing();
+        let pointer = Some(new.to_be_bytes().to_vec());
+        writes.push((keys::META, keys::GENERATION.to_vec(), pointer));
+        self.writer.write(writes, None, true).await?;
+        // A crash before this leaves the old generation to the next start.
+        let gone = (
+            keys::STATE,
+            old.to_be_bytes().to_vec(),
+            new.to_be_bytes().to_vec(),
+        );
+        self.writer.write(Vec::new(), Some(gone), false).await
+    }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
-    type SnapshotData = SnapshotBytes;
+    type SnapshotData = SnapshotFile;
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
@@ -126,71 +234,75 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
     where
-        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + openraft::OptionalSend,
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>>
+            + Unpin
+            + openraft::OptionalSend,
     {
         let mut chunks = entries.ready_chunks(BATCH);
         while let Some(chunk) = chunks.next().await {
             let mut writes = Vec::new();
-            let mut answers = Vec::new();
+            let mut answers = Answers::new();
             for item in chunk {
                 let (entry, responder) = item?;
-                self.applied = Some(entry.log_id);
-                let outcome = match entry.payload {
-                    EntryPayload::Blank => Outcome::default(),
-                    EntryPayload::Membership(membership) => {
-                        self.membership = StoredMembership::new(Some(entry.log_id), membership);
-                        Outcome::default()
-                    }
-                    EntryPayload::Normal(data) => {
-                        let compacted = self.current.history.compacted();
-                        let applied = self.current.apply(&data);
-                        self.record(&applied, compacted, &mut writes);
-                        applied.outcome
-                    }
-                };
+                let outcome = self.execute(entry, &mut writes)?;
                 answers.extend(responder.map(|responder| (responder, outcome)));
+                if writer::bytes(&writes) > BATCH_BYTES {
+                    self.settle(std::mem::take(&mut writes), std::mem::take(&mut answers))
+                        .await?;
+                }
             }
-            writes.extend(self.closing());
-            self.writer.write(writes, None, false).await?;
-            self.publish();
-            for (responder, outcome) in answers {
-                responder.send(outcome);
-            }
+            self.settle(writes, answers).await?;
         }
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        // One consistent view of data and position, taken between two batches.
-        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        SnapshotBuilder::new(self.directory.clone(), meta, Arc::new(self.current.clone()))
+    /// Not before the log has grown by as much as a snapshot is long: writing snapshots costs no more than writing the
+    /// log, however large the state is.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        let (bytes, entries) = self.since;
+        if !force && bytes < self.snapshots.length() && entries < MOST_ENTRIES {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, bytes: SnapshotBytes) -> Result<(), io::Error> {
-        let (_, installed) = snapshot::decode(&bytes.0).map_err(io::Error::other)?;
-        let old = self.generation;
-        let new = old + 1;
-        // Staged: the new generation is written beside the old one and counts only from the synced switch on.
-        let clear = (keys::STATE, new.to_be_bytes().to_vec(), (new + 1).to_be_bytes().to_vec());
-        self.writer.write(Vec::new(), Some(clear), false).await?;
-        for batch in snapshot::writes(new, &installed).chunks(BATCH) {
-            self.writer.write(batch.to_vec(), None, false).await?;
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        self.since = (0, 0);
+        // One consistent view of data and position, taken between two batches.
+        let meta = SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+        };
+        self.snapshots.builder(meta, self.current.clone())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
+        let read = snapshot.clone();
+        let decoded = tokio::task::spawn_blocking(move || read.decode()).await;
+        let (found, installed) = decoded.map_err(io::Error::other)??;
+        if found != *meta {
+            return Err(io::Error::other(
+                "the snapshot is not the one it is said to be",
+            ));
         }
-        self.current = installed;
-        self.applied = meta.last_log_id;
-        self.membership = meta.last_membership.clone();
-        self.generation = new;
-        let mut writes = self.closing();
-        writes.push((keys::META, keys::GENERATION.to_vec(), Some(new.to_be_bytes().to_vec())));
-        self.writer.write(writes, None, true).await?;
-        snapshot::store(&self.directory, &bytes.0)?;
-        let gone = (keys::STATE, old.to_be_bytes().to_vec(), new.to_be_bytes().to_vec());
-        self.writer.write(Vec::new(), Some(gone), false).await?;
+        load::executable(&installed).map_err(io::Error::other)?;
+        // The file first: if it goes no further, the next start finds a snapshot ahead of the state and installs it.
+        let store = self.snapshots.clone();
+        let reflects = meta.last_log_id;
+        let adopted = tokio::task::spawn_blocking(move || store.adopt(&snapshot, reflects)).await;
+        adopted.map_err(io::Error::other)??;
+        self.switch(meta, installed).await?;
         self.publish();
         Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> Result<Option<openraft::alias::SnapshotOf<TypeConfig, SnapshotBytes>>, io::Error> {
-        snapshot::load(&self.directory)
+    async fn get_current_snapshot(&mut self) -> Result<Option<Built>, io::Error> {
+        let store = self.snapshots.clone();
+        let current = tokio::task::spawn_blocking(move || store.current()).await;
+        current.map_err(io::Error::other)?
     }
 }

@@ -1,141 +1,317 @@
-//! A Raft snapshot: magic, meta, every record of the state (window, sessions and leases included), SHA-256. One file.
+//! A Raft snapshot: one file of magic (with the format's version), meta, every record of the state (window, sessions
+//! and leases included), SHA-256. Written and read in a stream: it is never in memory as bytes.
 
 use crate::machine::Snapshot;
-use crate::raft::types::{SnapshotMeta, TypeConfig};
-use crate::storage::writer::Write;
+use crate::raft::types::SnapshotMeta;
+use crate::storage::writer::{self, Write};
 use crate::storage::{codec, keys};
-use bytes::Bytes;
 use fairlead_proto::internal::v1::{self as wire, Session, StateRecord, state_record::Kind};
-use openraft::storage::RaftSnapshotBuilder;
-use prost::Message as _;
+use prost::Message;
 use sha2::{Digest as _, Sha256};
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const MAGIC: &[u8] = b"FAIRLEAD-SNAPSHOT-1\n";
-const SUM: usize = 32;
-const FILE: &str = "current";
+const SUM: u64 = 32;
+/// Largest record: one object of either size in an event, with room.
+const MAX_RECORD: u64 = 64 * 1024 * 1024;
+const BUFFER: usize = 256 * 1024;
 
-/// A snapshot's bytes.
-#[derive(Clone, Debug, Default)]
-pub struct SnapshotBytes(pub Bytes);
+/// A whole snapshot file, kept open: that another one takes its place on disk does not change what is read from it. A
+/// file that never became the current one is removed with its last handle.
+#[derive(Clone, Debug)]
+pub struct SnapshotFile(Arc<Handle>);
 
-/// Builds a snapshot from one consistent view, beside apply.
-pub struct SnapshotBuilder {
-    directory: PathBuf,
-    meta: SnapshotMeta,
-    view: Arc<Snapshot>,
+#[derive(Debug)]
+struct Handle {
+    file: File,
+    length: u64,
+    /// Where it lies while it is not the current one.
+    aside: PathBuf,
 }
 
-impl SnapshotBuilder {
-    /// A builder of this very view.
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Gone already if it became the current one.
+        let _ = std::fs::remove_file(&self.aside);
+    }
+}
+
+impl SnapshotFile {
+    /// A file; `aside` is its name as long as it is not the current one (else a name that doesn't exist).
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn new(file: File, aside: PathBuf) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        Ok(Self(Arc::new(Handle {
+            file,
+            length,
+            aside,
+        })))
+    }
+
+    /// Bytes.
     #[must_use]
-    pub fn new(directory: PathBuf, meta: SnapshotMeta, view: Arc<Snapshot>) -> Self {
-        Self { directory, meta, view }
+    pub fn length(&self) -> u64 {
+        self.0.length
+    }
+
+    /// The same file with its present length, as it has grown.
+    ///
+    /// # Errors
+    /// The file system's; `InvalidInput` if there is another handle.
+    pub fn measured(self) -> io::Result<Self> {
+        let mut handle = Arc::try_unwrap(self.0).map_err(|_| io::ErrorKind::InvalidInput)?;
+        handle.length = handle.file.metadata()?.len();
+        Ok(Self(Arc::new(handle)))
+    }
+
+    /// Where it lies while it is not the current one.
+    #[must_use]
+    pub fn aside(&self) -> &Path {
+        &self.0.aside
+    }
+
+    /// A piece of it, shorter only at its end.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn piece(&self, offset: u64, at_most: usize) -> io::Result<Vec<u8>> {
+        let left = usize::try_from(self.0.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut piece = vec![0; left.min(at_most)];
+        self.0.file.read_exact_at(&mut piece, offset)?;
+        Ok(piece)
+    }
+
+    /// Its bytes from the beginning.
+    pub fn reader(&self) -> impl Read + use<> {
+        self.position()
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            file: self.clone(),
+            offset: 0,
+        }
+    }
+
+    /// Its meta, after its checksum was found right.
+    ///
+    /// # Errors
+    /// Damage, or a newer version's snapshot.
+    pub fn check(&self) -> io::Result<SnapshotMeta> {
+        let mut reader = Reader::open(self)?;
+        let meta = reader.meta()?;
+        io::copy(&mut reader, &mut io::sink())?;
+        reader.finish()?;
+        Ok(meta)
+    }
+
+    /// What it holds.
+    ///
+    /// # Errors
+    /// Damage, or a newer version's snapshot.
+    pub fn decode(&self) -> io::Result<(SnapshotMeta, Snapshot)> {
+        let mut reader = Reader::open(self)?;
+        let meta = reader.meta()?;
+        let mut records = Vec::new();
+        while reader.left > 0 {
+            records.push(reader.record::<StateRecord>()?);
+        }
+        reader.finish()?;
+        let snapshot = Snapshot::from_records(records).map_err(damaged)?;
+        Ok((meta, snapshot))
     }
 }
 
-type Built = openraft::alias::SnapshotOf<TypeConfig, SnapshotBytes>;
-
-impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
-    type SnapshotData = SnapshotBytes;
-
-    async fn build_snapshot(&mut self) -> Result<Built, io::Error> {
-        let (directory, meta, view) = (self.directory.clone(), self.meta.clone(), self.view.clone());
-        let built = tokio::task::spawn_blocking(move || {
-            let bytes = encode(&meta, &view);
-            store(&directory, &bytes)?;
-            Ok::<_, io::Error>(Built { meta, snapshot: SnapshotBytes(bytes) })
-        });
-        built.await.map_err(io::Error::other)?
-    }
+fn damaged(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the snapshot can't be read: {why}"),
+    )
 }
 
-/// A snapshot's bytes.
-#[must_use]
-pub fn encode(meta: &SnapshotMeta, view: &Snapshot) -> Bytes {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend(codec::snapshot_meta(meta).encode_length_delimited_to_vec());
-    for record in view.records() {
-        bytes.extend(record.encode_length_delimited_to_vec());
-    }
-    let sum = Sha256::digest(&bytes);
-    bytes.extend_from_slice(&sum);
-    bytes.into()
-}
-
-/// What a snapshot's bytes hold.
-///
-/// # Errors
-/// Damage, or a newer version's snapshot.
-pub fn decode(bytes: &Bytes) -> Result<(SnapshotMeta, Snapshot), String> {
-    let body = bytes.len().checked_sub(SUM).filter(|length| *length >= MAGIC.len()).ok_or("the snapshot is too short")?;
-    if !bytes.starts_with(MAGIC) {
-        return Err("this is not a snapshot, or one of a newer version".into());
-    }
-    if Sha256::digest(&bytes[..body])[..] != bytes[body..] {
-        return Err("the snapshot fails its checksum".into());
-    }
-    let mut rest = bytes.slice(MAGIC.len()..body);
-    let text = |error: prost::DecodeError| error.to_string();
-    let meta = wire::SnapshotMeta::decode_length_delimited(&mut rest).map_err(text)?;
-    let meta = codec::to_snapshot_meta(&meta).map_err(|error| error.to_string())?;
-    let mut records = Vec::new();
-    while !rest.is_empty() {
-        records.push(StateRecord::decode_length_delimited(&mut rest).map_err(text)?);
-    }
-    // A snapshot of nothing applied has a meta record all the same.
-    Ok((meta, Snapshot::from_records(records).map_err(|error| error.to_string())?))
-}
-
-/// The state's records as writes of a generation.
-#[must_use]
-pub fn writes(generation: u64, view: &Snapshot) -> Vec<Write> {
-    let mut writes = Vec::new();
-    for kind in view.records().filter_map(|record| record.kind) {
-        let (key, value) = match kind {
-            Kind::Meta(meta) => (keys::state(generation, keys::tag::META, &[]), meta.encode_to_vec()),
-            Kind::Object(object) => (keys::object(generation, &object.key()), object.encode_to_vec()),
-            Kind::Event(event) => (keys::state(generation, keys::tag::EVENT, &event.revision.to_be_bytes()), event.encode_to_vec()),
-            Kind::Lease(lease) => (keys::state(generation, keys::tag::LEASE, lease.node.as_bytes()), lease.encode_to_vec()),
-            Kind::Session(mut session) => {
-                for write in std::mem::take(&mut session.writes) {
-                    let key = keys::session_write(generation, &session.client, write.sequence);
-                    let one = Session { client: session.client.clone(), writes: vec![write], ..Session::default() };
-                    writes.push((keys::STATE, key, Some(one.encode_to_vec())));
-                }
-                (keys::state(generation, keys::tag::SESSION, session.client.as_bytes()), session.encode_to_vec())
-            }
-        };
-        writes.push((keys::STATE, key, Some(value)));
-    }
-    writes
-}
-
-/// Stores a snapshot file: written aside, synced, renamed, the directory synced.
+/// Writes a snapshot of one consistent view and syncs it.
 ///
 /// # Errors
 /// The file system's.
-pub fn store(directory: &Path, bytes: &Bytes) -> io::Result<()> {
-    let aside = directory.join(format!("{FILE}.partial"));
-    let mut file = std::fs::File::create(&aside)?;
-    file.write_all(bytes)?;
+pub fn write(file: File, meta: &SnapshotMeta, view: &Snapshot) -> io::Result<File> {
+    let mut to = BufWriter::with_capacity(BUFFER, file);
+    let mut hasher = Sha256::new();
+    let mut put = |bytes: &[u8]| {
+        hasher.update(bytes);
+        to.write_all(bytes)
+    };
+    put(MAGIC)?;
+    put(&codec::snapshot_meta(meta).encode_length_delimited_to_vec())?;
+    let mut buffer = Vec::new();
+    for record in view.records() {
+        buffer.clear();
+        record
+            .encode_length_delimited(&mut buffer)
+            .map_err(io::Error::other)?;
+        put(&buffer)?;
+    }
+    let sum = hasher.finalize();
+    to.write_all(&sum)?;
+    let file = to.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
-    std::fs::rename(&aside, directory.join(FILE))?;
-    std::fs::File::open(directory)?.sync_all()
+    Ok(file)
 }
 
-/// Loads the snapshot file. A damaged one is an error, never "none".
-///
-/// # Errors
-/// The file system's, or damage.
-pub fn load(directory: &Path) -> io::Result<Option<Built>> {
-    let bytes = match std::fs::read(directory.join(FILE)) {
-        Ok(bytes) => Bytes::from(bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let (meta, _) = decode(&bytes).map_err(|why| io::Error::other(format!("{}: {why}", directory.join(FILE).display())))?;
-    Ok(Some(Built { meta, snapshot: SnapshotBytes(bytes) }))
+/// Reads a file from a position of its own: several may read one file.
+struct Position {
+    file: SnapshotFile,
+    offset: u64,
+}
+
+impl Read for Position {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.0.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+/// Reads a file up to its checksum.
+struct Reader {
+    from: BufReader<Position>,
+    hasher: Sha256,
+    /// Bytes before the checksum that are not read yet.
+    left: u64,
+}
+
+impl Reader {
+    fn open(snapshot: &SnapshotFile) -> io::Result<Self> {
+        let length = snapshot.length();
+        let Some(body) = length
+            .checked_sub(SUM)
+            .filter(|body| *body >= MAGIC.len() as u64)
+        else {
+            return Err(damaged("it is too short"));
+        };
+        let mut reader = Self {
+            from: BufReader::with_capacity(BUFFER, snapshot.position()),
+            hasher: Sha256::new(),
+            left: body,
+        };
+        let mut magic = [0; MAGIC.len()];
+        reader.read_exact(&mut magic)?;
+        if magic != MAGIC {
+            return Err(damaged("it is none, or one of a newer version"));
+        }
+        Ok(reader)
+    }
+
+    fn meta(&mut self) -> io::Result<SnapshotMeta> {
+        let meta: wire::SnapshotMeta = self.record()?;
+        codec::to_snapshot_meta(&meta).map_err(damaged)
+    }
+
+    /// The next length-delimited message.
+    fn record<T: Message + Default>(&mut self) -> io::Result<T> {
+        let mut length = 0_u64;
+        for shift in (0..35).step_by(7) {
+            let mut byte = [0];
+            self.read_exact(&mut byte)?;
+            length |= u64::from(byte[0] & 0x7f) << shift;
+            if byte[0] < 0x80 {
+                break;
+            }
+        }
+        if length > self.left.min(MAX_RECORD) {
+            return Err(damaged("a record is longer than the file"));
+        }
+        let mut bytes = vec![0; usize::try_from(length).map_err(damaged)?];
+        self.read_exact(&mut bytes)?;
+        T::decode(bytes.as_slice()).map_err(damaged)
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        let mut sum = [0; SUM as usize];
+        self.from.read_exact(&mut sum)?;
+        if self.left == 0 && self.hasher.finalize()[..] == sum {
+            return Ok(());
+        }
+        Err(damaged("it fails its checksum"))
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let count = self.from.read(&mut buffer[..most])?;
+        self.hasher.update(&buffer[..count]);
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// The state's records as writes of a generation, in batches of about `bytes`.
+pub fn batches(
+    generation: u64,
+    view: &Snapshot,
+    bytes: usize,
+) -> impl Iterator<Item = Vec<Write>> + '_ {
+    let mut writes = view
+        .records()
+        .filter_map(|record| record.kind)
+        .flat_map(move |kind| writes(generation, kind));
+    std::iter::from_fn(move || {
+        let mut batch = Vec::new();
+        let mut size = 0;
+        while size < bytes
+            && let Some(next) = writes.next()
+        {
+            size += writer::bytes(std::slice::from_ref(&next));
+            batch.push(next);
+        }
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+fn writes(generation: u64, kind: Kind) -> Vec<Write> {
+    let put = |key: Vec<u8>, value: Vec<u8>| (keys::STATE, key, Some(value));
+    let key = |tag, rest: &[u8]| keys::state(generation, tag, rest);
+    match kind {
+        Kind::Meta(meta) => vec![put(key(keys::tag::META, &[]), meta.encode_to_vec())],
+        Kind::Object(object) => {
+            let key = keys::object(generation, &object.key());
+            vec![put(key, object.encode_to_vec())]
+        }
+        Kind::Event(event) => {
+            let key = key(keys::tag::EVENT, &event.revision.to_be_bytes());
+            vec![put(key, event.encode_to_vec())]
+        }
+        Kind::Lease(lease) => {
+            let key = key(keys::tag::LEASE, lease.node.as_bytes());
+            vec![put(key, lease.encode_to_vec())]
+        }
+        Kind::Session(mut session) => {
+            let kept = std::mem::take(&mut session.writes);
+            let header = put(
+                key(keys::tag::SESSION, session.client.as_bytes()),
+                session.encode_to_vec(),
+            );
+            let one = |write: wire::SessionWrite| {
+                let key = keys::session_write(generation, &session.client, write.sequence);
+                let client = session.client.clone();
+                let one = Session {
+                    client,
+                    writes: vec![write],
+                    ..Session::default()
+                };
+                put(key, one.encode_to_vec())
+            };
+            std::iter::once(header)
+                .chain(kept.into_iter().map(one))
+                .collect()
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The one thread that writes. Jobs are merged, in order, into one synced WriteBatch: group commit.
 //!
-//! An IO error is final: the job that met it and every later one fails, and nothing is retried.
+//! INVARIANT: jobs reach the WAL in the order of their submission, so what survives a crash is a prefix of them. An IO
+//! error is final: the job that met it and every later one fails, and nothing is retried.
 
 use crate::raft::types::TypeConfig;
 use crate::storage::open::Database;
@@ -8,13 +9,13 @@ use openraft::storage::IOFlushed;
 use rocksdb::{WriteBatch, WriteOptions};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use tokio::sync::oneshot;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot};
 
 /// Jobs waiting; a full queue slows its callers.
-const QUEUE: usize = 4_096;
-/// Jobs merged into one batch.
-const MERGE: usize = 512;
+const QUEUE: usize = 1_024;
+/// Bytes merged into one batch, give or take a job.
+const MERGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// One write: a column family, a key, and a value (`None` deletes).
 pub type Write = (&'static str, Vec<u8>, Option<Vec<u8>>);
@@ -24,8 +25,8 @@ pub type DeleteRange = (&'static str, Vec<u8>, Vec<u8>);
 
 /// What waits for a job's end.
 pub enum Done {
-    /// Raft's log.
-    Flushed(IOFlushed<TypeConfig>),
+    /// Raft's log: whom to call, and where to note the last index that is now written.
+    Flushed(IOFlushed<TypeConfig>, Arc<AtomicU64>, u64),
     /// Anyone else.
     Reply(oneshot::Sender<io::Result<()>>),
 }
@@ -42,17 +43,37 @@ pub struct Job {
     pub done: Done,
 }
 
+impl Job {
+    fn bytes(&self) -> usize {
+        bytes(&self.writes)
+    }
+}
+
+/// Bytes of some writes.
+#[must_use]
+pub fn bytes(writes: &[Write]) -> usize {
+    writes
+        .iter()
+        .map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len))
+        .sum()
+}
+
 /// A handle to the thread.
 #[derive(Clone)]
 pub struct Writer {
-    jobs: SyncSender<Job>,
+    jobs: mpsc::Sender<Job>,
 }
 
 impl Writer {
-    /// Starts the thread. It ends when the last handle is gone.
+    /// Starts the thread. It ends, and lets go of the database, when the last handle is gone.
+    ///
+    /// # Errors
+    /// The system gives no thread.
     pub fn start(database: Arc<Database>) -> io::Result<Self> {
-        let (jobs, queue) = sync_channel(QUEUE);
-        std::thread::Builder::new().name("storage-writer".into()).spawn(move || run(&database, &queue))?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        std::thread::Builder::new()
+            .name("storage-writer".into())
+            .spawn(move || run(&database, queue))?;
         Ok(Self { jobs })
     }
 
@@ -60,18 +81,30 @@ impl Writer {
     ///
     /// # Errors
     /// The thread is gone.
-    pub fn submit(&self, job: Job) -> io::Result<()> {
-        self.jobs.send(job).map_err(|_| gone())
+    pub async fn submit(&self, job: Job) -> io::Result<()> {
+        self.jobs.send(job).await.map_err(|_| gone())
     }
 
     /// Queues writes and waits until they are written (and durable, with `sync`).
     ///
     /// # Errors
     /// The write's error.
-    pub async fn write(&self, writes: Vec<Write>, range: Option<DeleteRange>, sync: bool) -> io::Result<()> {
-        let (reply, done) = oneshot::channel();
-        self.submit(Job { writes, range, sync, done: Done::Reply(reply) })?;
-        done.await.map_err(|_| gone())?
+    pub async fn write(
+        &self,
+        writes: Vec<Write>,
+        range: Option<DeleteRange>,
+        sync: bool,
+    ) -> io::Result<()> {
+        let (reply, written) = oneshot::channel();
+        let done = Done::Reply(reply);
+        self.submit(Job {
+            writes,
+            range,
+            sync,
+            done,
+        })
+        .await?;
+        written.await.map_err(|_| gone())?
     }
 }
 
@@ -79,38 +112,68 @@ fn gone() -> io::Error {
     io::Error::other("the storage writer has stopped")
 }
 
-fn run(database: &Database, queue: &Receiver<Job>) {
+fn run(database: &Database, mut queue: mpsc::Receiver<Job>) {
     let mut failure: Option<String> = None;
-    while let Ok(first) = queue.recv() {
+    while let Some(first) = queue.blocking_recv() {
+        let mut size = first.bytes();
         let mut jobs = vec![first];
-        while jobs.len() < MERGE
+        while size < MERGE_BYTES
             && let Ok(next) = queue.try_recv()
         {
+            size += next.bytes();
             jobs.push(next);
         }
-        let result = match &failure {
-            Some(failure) => Err(failure.clone()),
-            None => commit(database, &jobs),
-        };
-        if let Err(error) = &result
-            && failure.is_none()
-        {
-            tracing::error!(error, "storage failed: this member stops");
-            failure = Some(error.clone());
-        }
-        for job in jobs {
-            let result = result.clone().map_err(io::Error::other);
-            match job.done {
-                Done::Flushed(callback) => callback.io_completed(result),
-                Done::Reply(reply) => drop(reply.send(result)),
+        // What waits in front for no sync is answered before the disk is waited for.
+        let synced = jobs.iter().position(|job| job.sync).unwrap_or(jobs.len());
+        let rest = jobs.split_off(synced);
+        for group in [jobs, rest] {
+            let result = match &failure {
+                Some(failure) => Err(failure.clone()),
+                None => commit(database, &group),
+            };
+            if let Err(error) = &result
+                && failure.is_none()
+            {
+                tracing::error!(error, "storage failed: this member stops");
+                failure = Some(error.clone());
             }
+            answer(group, &result);
         }
     }
 }
 
-fn commit(database: &Database, jobs: &[Job]) -> Result<(), String> {
+fn answer(group: Vec<Job>, result: &Result<(), String>) {
+    for job in group {
+        let result = result
+            .clone()
+            .map_err(|error| io::Error::other(format!("storage failed: {error}")));
+        match job.done {
+            Done::Flushed(callback, written, last) => {
+                if result.is_ok() {
+                    written.store(last, Ordering::Release);
+                }
+                callback.io_completed(result);
+            }
+            // Nobody listens if the caller was cancelled: then nobody is misled.
+            Done::Reply(reply) => drop(reply.send(result)),
+        }
+    }
+}
+
+fn commit(database: &Database, group: &[Job]) -> Result<(), String> {
+    if group.is_empty() {
+        return Ok(());
+    }
+    #[cfg(test)]
+    {
+        use std::sync::atomic::Ordering::SeqCst;
+        let left = database
+            .commits_left
+            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        left.map_err(|_| "No space left on device (tests)".to_owned())?;
+    }
     let mut batch = WriteBatch::default();
-    for job in jobs {
+    for job in group {
         if let Some((family, from, to)) = &job.range {
             batch.delete_range_cf(&database.family(family)?, from, to);
         }
@@ -122,10 +185,16 @@ fn commit(database: &Database, jobs: &[Job]) -> Result<(), String> {
             }
         }
     }
+    let sync = group.iter().any(|job| job.sync);
     let mut options = WriteOptions::default();
-    options.set_sync(jobs.iter().any(|job| job.sync));
+    options.set_sync(sync);
     let begun = std::time::Instant::now();
-    let written = database.db.write_opt(batch, &options).map_err(|error| error.to_string());
-    metrics::histogram!("fairlead_store_commit_seconds").record(begun.elapsed().as_secs_f64());
+    let written = database
+        .db
+        .write_opt(batch, &options)
+        .map_err(|error| error.to_string());
+    if sync {
+        metrics::histogram!("fairlead_store_commit_seconds").record(begun.elapsed().as_secs_f64());
+    }
     written
 }

@@ -1,0 +1,46 @@
+# What a newcomer types. Every target does its own set-up, as root on a Debian 12 with Rust, and says what it does.
+# `make` alone lists the targets. CARGO_TARGET_DIR and FAIRLEAD_CACHE move what is built.
+SHELL := /bin/bash
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+FAIRLEAD := $(TARGET)/release/fairlead
+PREPARE := deploy/build/packages.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build bench lint rocksdb clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+demo: ## three nodes, three servers, real nginx, real packets, a killed leader: shown and checked
+	@$(PREPARE) build run demo
+	@$(MAKE) --no-print-directory build
+	@deploy/demo/demo.sh $(FAIRLEAD)
+
+test: ## all tests; as root, those in network namespaces too
+	@$(PREPARE) build run test
+	@$(MAKE) --no-print-directory rocksdb
+	@deploy/build/test.sh
+
+build: ## target/release/fairlead
+	@$(PREPARE) build
+	@$(MAKE) --no-print-directory rocksdb
+	cargo build --release --locked --package fairlead
+
+bench: ## writes and reads beside etcd; endpoint change to first packet
+	@$(PREPARE) build run bench
+	@$(MAKE) --no-print-directory rocksdb
+	cargo build --release --locked --package fairlead --bins --example load
+	@deploy/bench/bench.sh $(FAIRLEAD) $(TARGET)/release/examples/load
+
+lint: ## format, clippy, licences and bans
+	@$(PREPARE) build
+	@$(MAKE) --no-print-directory rocksdb
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@deploy/build/deny.sh
+
+rocksdb: ## librocksdb.a, once per machine (about 18 minutes on two cores)
+	@deploy/build/rocksdb.sh
+
+clean: ## what was built here; RocksDB's archive and the caches stay
+	cargo clean

@@ -1,0 +1,8 @@
+//! The kernel of the host, or of a network namespace: the programs that read and change it.
+
+mod conntrack;
+mod iptables;
+mod program;
+
+pub use iptables::{Flavor, Iptables};
+pub use program::in_namespace;

@@ -1,0 +1,339 @@
+//! Makes the kernel hold what the view asks for, and keeps it so.
+//!
+//! Wakes on a new view; every 30 s, whatever the churn, it reads the kernel back, names what somebody else changed and
+//! repairs it. While the kernel is being changed newer deltas fold, so a slow kernel coalesces. Without servers, and when
+//! the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
+
+use crate::kernel::{Kernel, KernelError};
+use crate::plan::compile::{self, Changes};
+use crate::plan::diff::{self, Style, diff};
+use crate::plan::{Desired, NodeFacts, Observed, Op, compile as compile_view};
+use crate::shared::Shared;
+use fairlead_proto::view::{NodeView, Touched};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Time between two readings of the kernel.
+pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
+/// Reading a huge kernel may take long: at most one part in so many of the time is spent on it.
+const AUDIT_SHARE: u32 = 10;
+/// First and longest wait before a refused change is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Names of repaired things logged at once.
+const NAMED: usize = 20;
+/// Ops remembered during an audit; an audit overtaken by more is thrown away.
+const OVERTAKEN: usize = 100_000;
+
+/// What the kernel serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Announcement (see [`Shared::announce`]) of the view that it serves, or was last tried with.
+    pub version: u64,
+    /// Highest revision that it serves.
+    pub applied: u64,
+    /// How long the last change took.
+    pub took: Duration,
+    /// Revision that it refuses, and why; `None`: it serves everything it was asked for.
+    pub failed: Option<(u64, String)>,
+}
+
+/// The loop.
+pub struct Reconcile {
+    shared: Arc<Shared>,
+    kernel: Arc<dyn Kernel>,
+    facts: NodeFacts,
+    progress: watch::Sender<Progress>,
+    audit_every: Duration,
+    /// What the kernel should hold; `None` before the first view.
+    desired: Option<Desired>,
+    /// Revision that `desired` was compiled from.
+    revision: u64,
+    /// Announcement of that view.
+    version: u64,
+    /// The kernel is known to hold `desired`.
+    known: bool,
+    style: Style,
+    retry: Duration,
+    retry_at: Option<Instant>,
+    audit: Option<Audit>,
+    audit_at: Instant,
+}
+
+struct Audit {
+    begun: Instant,
+    reading: JoinHandle<Result<Observed, KernelError>>,
+    /// What was executed since it began.
+    since: Vec<Op>,
+}
+
+/// What is to be done.
+enum Round {
+    /// The kernel holds what `desired` was before these changes.
+    Step(Changes),
+    /// It must be read.
+    Whole,
+}
+
+impl Reconcile {
+    /// Makes the loop.
+    #[must_use]
+    pub fn new(
+        shared: Arc<Shared>,
+        kernel: Arc<dyn Kernel>,
+        facts: NodeFacts,
+        progress: watch::Sender<Progress>,
+    ) -> Self {
+        Self {
+            shared,
+            kernel,
+            facts,
+            progress,
+            audit_every: AUDIT_EVERY,
+            desired: None,
+            revision: 0,
+            version: 0,
+            known: false,
+            style: Style::Edit,
+            retry: RETRY.0,
+            retry_at: None,
+            audit: None,
+            audit_at: Instant::now() + AUDIT_EVERY,
+        }
+    }
+
+    /// With another time between readings.
+    #[must_use]
+    pub fn audit_every(mut self, every: Duration) -> Self {
+        self.audit_every = every;
+        self.audit_at = Instant::now() + every;
+        self
+    }
+
+    /// Runs until cancelled; removes nothing at its end.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut version = self.shared.subscribe();
+        loop {
+            self.version = *version.borrow_and_update();
+            if let Some(round) = self.take() {
+                self.bring_about(round).await;
+            } else if self.known {
+                self.note_version();
+            }
+            let retry_at = self.retry_at;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = version.changed() => if changed.is_err() { return },
+                () = sleep_until(retry_at) => self.retry_at = None,
+                read = read(&mut self.audit) => self.judge(read).await,
+                () = tokio::time::sleep_until(self.audit_at), if self.audit.is_none() => self.begin_audit(),
+            }
+        }
+    }
+
+    /// Compiles what was touched; `None`: nothing to do now.
+    fn take(&mut self) -> Option<Round> {
+        let shared = self.shared.clone();
+        let changes = shared.take_for_rules(|view, touched| self.compile(view, &touched));
+        let waiting = self.retry_at.is_some();
+        match changes {
+            // A new view may be what mends a refused one: it doesn't wait for the retry.
+            Some(Some(changes)) if self.known => Some(Round::Step(changes)),
+            Some(Some(_)) => Some(Round::Whole),
+            Some(None) | None => {
+                (!self.known && !waiting && self.desired.is_some()).then_some(Round::Whole)
+            }
+        }
+    }
+
+    /// The newest view asks for nothing new: it is served too.
+    fn note_version(&self) {
+        let version = self.version;
+        self.progress.send_if_modified(|progress| {
+            std::mem::replace(&mut progress.version, version) != version
+        });
+    }
+
+    /// Brings `desired` to the view. `None`: nothing was touched.
+    fn compile(&mut self, view: &NodeView, touched: &Touched) -> Option<Changes> {
+        let moved = self.revision != view.revision;
+        self.revision = view.revision;
+        let Some(desired) = &mut self.desired else {
+            self.desired = Some(compile_view(view, &self.facts));
+            return Some(Changes::new());
+        };
+        let whole =
+            touched.all || (touched.nodes && compile::zone(view, &self.facts) != desired.zone);
+        let changes = if whole {
+            let next = compile_view(view, &self.facts);
+            desired.zone.clone_from(&next.zone);
+            desired.changes_to(&next)
+        } else {
+            desired.changes(view, &touched.services)
+        };
+        self.known &= desired.apply(&changes);
+        (moved || !changes.is_empty()).then_some(changes)
+    }
+
+    async fn bring_about(&mut self, round: Round) {
+        let begun = Instant::now();
+        let done = match round {
+            Round::Step(changes) => self.execute(diff::step(&changes, &self.facts)).await,
+            Round::Whole => self.whole().await,
+        };
+        self.report(begun, done);
+    }
+
+    /// Reads the kernel and changes what differs.
+    async fn whole(&mut self) -> Result<(), KernelError> {
+        let Some(desired) = &self.desired else {
+            return Ok(());
+        };
+        let kernel = self.kernel.clone();
+        let observed = blocking(move || kernel.observe()).await?;
+        let ops = diff(&observed, desired, self.style);
+        self.execute(ops).await
+    }
+
+    async fn execute(&mut self, ops: Vec<Op>) -> Result<(), KernelError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let kernel = self.kernel.clone();
+        let (ops, done) = blocking(move || {
+            let done = kernel.execute(&ops);
+            Ok((ops, done))
+        })
+        .await?;
+        done?;
+        if let Some(audit) = &mut self.audit {
+            audit.since.extend(ops);
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, begun: Instant, done: Result<(), KernelError>) {
+        let took = begun.elapsed();
+        let revision = self.revision;
+        match done {
+            Ok(()) => {
+                metrics::histogram!("fairlead_agent_sync_rules_seconds").record(took.as_secs_f64());
+                self.known = true;
+                self.style = Style::Edit;
+                self.retry = RETRY.0;
+                self.retry_at = None;
+                self.progress.send_replace(Progress {
+                    version: self.version,
+                    applied: revision,
+                    took,
+                    failed: None,
+                });
+            }
+            Err(error) => {
+                metrics::counter!("fairlead_agent_sync_rules_failures_total").increment(1);
+                tracing::error!(revision, %error, retry_ms = self.retry.as_millis(), "the kernel refused the rules; those it has stay");
+                self.known = false;
+                // Part of the batch may be in the kernel: a reading made meanwhile proves nothing.
+                self.audit = None;
+                // An edit was refused after the kernel had been read: somebody changes it beside us, or it reads wrong.
+                self.style = Style::Rewrite;
+                self.retry_at = Some(Instant::now() + self.retry);
+                self.retry = (self.retry * 2).min(RETRY.1);
+                let version = self.version;
+                self.progress.send_modify(|progress| {
+                    progress.version = version;
+                    progress.failed = Some((revision, error.to_string()));
+                });
+            }
+        }
+    }
+
+    fn begin_audit(&mut self) {
+        self.audit_at = Instant::now() + self.audit_every;
+        if !self.known {
+            return;
+        }
+        let kernel = self.kernel.clone();
+        let reading = tokio::task::spawn_blocking(move || kernel.observe());
+        self.audit = Some(Audit {
+            begun: Instant::now(),
+            reading,
+            since: Vec::new(),
+        });
+    }
+
+    /// An audit has read the kernel: what differs is drift.
+    async fn judge(&mut self, read: Result<Observed, KernelError>) {
+        let Some(audit) = self.audit.take() else {
+            return;
+        };
+        let cost = audit.begun.elapsed();
+        self.audit_at = Instant::now() + self.audit_every.max(cost * AUDIT_SHARE);
+        let mut observed = match read {
+            Ok(observed) => observed,
+            Err(error) => {
+                tracing::error!(%error, "the kernel's rules can't be read back");
+                return;
+            }
+        };
+        let Some(desired) = self
+            .desired
+            .as_ref()
+            .filter(|_| self.known && audit.since.len() < OVERTAKEN)
+        else {
+            return;
+        };
+        observed.replay(&audit.since);
+        let ops = diff(&observed, desired, Style::Edit);
+        if ops.is_empty() {
+            return;
+        }
+        name_drift(&ops);
+        let begun = Instant::now();
+        let done = self.execute(ops).await;
+        self.report(begun, done);
+    }
+}
+
+fn name_drift(ops: &[Op]) {
+    let rules: Vec<_> = ops
+        .iter()
+        .filter(|op| !matches!(op, Op::Forget(_)))
+        .collect();
+    metrics::counter!("fairlead_agent_drift_total").increment(rules.len() as u64);
+    for op in rules.iter().take(NAMED) {
+        tracing::warn!("drift, repairing: {op}");
+    }
+    if let Some(more) = rules.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        tracing::warn!(more, "more drift of the same kind");
+    }
+}
+
+async fn read(audit: &mut Option<Audit>) -> Result<Observed, KernelError> {
+    match audit {
+        Some(audit) => match (&mut audit.reading).await {
+            Ok(read) => read,
+            Err(error) => Err(KernelError::Refused(error.to_string())),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KernelError> + Send + 'static,
+) -> Result<T, KernelError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(KernelError::Refused(error.to_string())),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,136 @@
+//! The node's view, shared by the stream that folds into it, the reconciler that programs it and the probes.
+//!
+//! INVARIANT: whoever looks sees a whole step, never some parts of one; revision 0 means that there is no view to act on.
+
+use fairlead_proto::v1::{NodeDelta, Pod};
+use fairlead_proto::view::{FoldError, NamespacedName, NodeView, Touched};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// The shared view.
+pub struct Shared {
+    inner: Mutex<Inner>,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    view: NodeView,
+    /// What the reconciler hasn't looked at.
+    for_rules: Touched,
+    /// What the probes haven't looked at.
+    for_probes: Touched,
+}
+
+/// A change of this node's pods: `None` = it is gone.
+pub type PodChanges = BTreeMap<NamespacedName, Option<Pod>>;
+
+impl Shared {
+    /// Starts with a view (of the last run), all of which is to be looked at.
+    #[must_use]
+    pub fn new(view: NodeView) -> Self {
+        let all = Touched {
+            all: true,
+            ..Touched::default()
+        };
+        let inner = Inner {
+            view,
+            for_rules: all.clone(),
+            for_probes: all,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            version: watch::Sender::new(0),
+        }
+    }
+
+    /// Revision and digest of the view.
+    #[must_use]
+    pub fn have(&self) -> (u64, Vec<u8>) {
+        let inner = self.lock();
+        (
+            inner.view.revision,
+            if inner.view.revision == 0 {
+                Vec::new()
+            } else {
+                inner.view.digest()
+            },
+        )
+    }
+
+    /// Folds all parts of one step. Nobody is woken yet: see [`Shared::announce`].
+    ///
+    /// # Errors
+    /// [`FoldError`]; the view is then gone and must be asked for anew.
+    pub fn fold(&self, parts: &[NodeDelta]) -> Result<(), FoldError> {
+        let mut inner = self.lock();
+        for part in parts {
+            match inner.view.fold(part) {
+                Ok(touched) => {
+                    merge(&mut inner.for_rules, &touched);
+                    merge(&mut inner.for_probes, &touched);
+                }
+                Err(error) => {
+                    inner.view = NodeView::default();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Wakes the reconciler and the probes. The answer numbers the announcements.
+    pub fn announce(&self) -> u64 {
+        self.version.send_modify(|version| *version += 1);
+        *self.version.borrow()
+    }
+
+    /// Wakes at every announcement.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Looks at the view.
+    pub fn look<T>(&self, look: impl FnOnce(&NodeView) -> T) -> T {
+        look(&self.lock().view)
+    }
+
+    /// Looks at the view and at what was touched since the last look; `None` if there is no view.
+    pub fn take_for_rules<T>(&self, look: impl FnOnce(&NodeView, Touched) -> T) -> Option<T> {
+        let mut inner = self.lock();
+        if inner.view.revision == 0 {
+            return None;
+        }
+        let touched = std::mem::take(&mut inner.for_rules);
+        Some(look(&inner.view, touched))
+    }
+
+    /// The pods touched since the last call; with `true`, they are all there are. `None` if there is no view.
+    pub fn take_for_probes(&self) -> Option<(PodChanges, bool)> {
+        let mut inner = self.lock();
+        if inner.view.revision == 0 {
+            return None;
+        }
+        let touched = std::mem::take(&mut inner.for_probes);
+        let pod = |name: &NamespacedName| (name.clone(), inner.view.pods.get(name).cloned());
+        let changes = if touched.all {
+            inner.view.pods.keys().map(pod).collect()
+        } else {
+            touched.pods.iter().map(pod).collect()
+        };
+        Some((changes, touched.all))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn merge(into: &mut Touched, from: &Touched) {
+    into.all |= from.all;
+    into.nodes |= from.nodes;
+    into.services.extend(from.services.iter().cloned());
+    into.pods.extend(from.pods.iter().cloned());
+}

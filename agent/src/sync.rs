@@ -1,0 +1,395 @@
+//! The stream to a server: views down; acknowledgements, heartbeats and pod reports up.
+//!
+//! Any server will do; a lost one is replaced after a short, jittered wait. INVARIANT: a revision is acknowledged only
+//! after it is in the state directory and the kernel serves it; a view that doesn't fold is dropped and asked for anew,
+//! while the kernel keeps what it has.
+
+use crate::book::Book;
+use crate::dataplane::Dataplane;
+use crate::reconcile::Progress;
+use crate::shared::Shared;
+use crate::state::{Store, snapshot};
+use fairlead_proto::v1::node_sync_client::NodeSyncClient;
+use fairlead_proto::v1::{
+    AgentMessage, Applied, DataplaneAnswer, DataplaneQuery, Failed, Heartbeat, Hello, NodeDelta,
+    PodStatusReport, ServerMessage, Welcome, agent_message, server_message,
+};
+use fairlead_proto::view::FoldError;
+use rand::Rng as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+/// First and longest wait before the next server is tried.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A stream that lasted so long was a good one: the next wait is the shortest again.
+const SETTLED: Duration = Duration::from_secs(5);
+/// Messages waiting for the socket.
+const OUTBOUND: usize = 16;
+/// Pods in one report.
+const REPORT_PODS: usize = 256;
+/// Parts of one step held at most: a step larger than this many messages is no step.
+const PARTS: usize = 100_000;
+/// Largest message taken from a server.
+const MESSAGE_BYTES: usize = 64 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamEnd {
+    /// The server can't be reached.
+    #[error("can't connect: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    /// The server ended it.
+    #[error("{}", .0.message())]
+    Status(#[from] tonic::Status),
+    /// The server said why it leaves.
+    #[error("server says goodbye: {0}")]
+    Goodbye(String),
+    /// The server closed it without a word.
+    #[error("stream closed")]
+    Closed,
+    /// The server belongs to another cluster.
+    #[error(
+        "this node belongs to cluster {ours}, the server to cluster {theirs}: point the agent at its own servers, or remove its state directory"
+    )]
+    OtherCluster {
+        /// Ours, from the state directory.
+        ours: String,
+        /// The server's.
+        theirs: String,
+    },
+    /// The view is broken.
+    #[error("{0}; asking for the whole view")]
+    Fold(#[from] FoldError),
+    /// A step that never ends.
+    #[error("a step of more than {PARTS} parts")]
+    Endless,
+}
+
+/// What the stream says of the node in its Hello.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    /// Hello as far as it never changes.
+    pub hello: Hello,
+    /// Servers, `host:port`.
+    pub servers: Vec<String>,
+}
+
+/// The task.
+pub struct Sync {
+    greeting: Greeting,
+    shared: Arc<Shared>,
+    book: Arc<Book>,
+    dataplane: Arc<Dataplane>,
+    progress: watch::Receiver<Progress>,
+    store: Arc<Mutex<Store>>,
+    cluster_id: String,
+}
+
+impl Sync {
+    /// Makes the task.
+    #[must_use]
+    pub fn new(
+        greeting: Greeting,
+        shared: Arc<Shared>,
+        dataplane: Arc<Dataplane>,
+        (store, cluster_id): (Store, String),
+    ) -> Self {
+        let progress = dataplane.progress.clone();
+        Self {
+            greeting,
+            shared,
+            book: Arc::default(),
+            dataplane,
+            progress,
+            store: Arc::new(Mutex::new(store)),
+            cluster_id,
+        }
+    }
+
+    /// The book that pods are reported from.
+    #[must_use]
+    pub fn book(&self) -> Arc<Book> {
+        self.book.clone()
+    }
+
+    /// Keeps a stream to some server until cancelled.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut at = rand::rng().random_range(0..self.greeting.servers.len().max(1));
+        let mut wait = BACKOFF.0;
+        let mut last = String::new();
+        while let Some(server) = self
+            .greeting
+            .servers
+            .get(at % self.greeting.servers.len().max(1))
+            .cloned()
+        {
+            let begun = Instant::now();
+            let end = tokio::select! {
+                () = cancel.cancelled() => return,
+                end = self.stream(&server) => end,
+            };
+            metrics::counter!("fairlead_agent_stream_ends_total").increment(1);
+            let said = end.to_string();
+            // The same trouble at every attempt is said once; the rules stay all the while.
+            if said == last {
+                tracing::debug!(server, reason = said, "still no stream to a server");
+            } else if matches!(end, StreamEnd::OtherCluster { .. }) || is_refusal(&end) {
+                tracing::error!(server, reason = said, "the server refuses this node");
+            } else {
+                tracing::warn!(
+                    server,
+                    reason = said,
+                    "no stream to a server; the rules stay as they are"
+                );
+            }
+            last = if begun.elapsed() > SETTLED {
+                String::new()
+            } else {
+                said
+            };
+            wait = if begun.elapsed() > SETTLED {
+                BACKOFF.0
+            } else {
+                wait
+            };
+            let jittered = wait.mul_f64(rand::rng().random_range(0.5..1.0));
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(jittered) => {}
+            }
+            wait = (wait * 2).min(BACKOFF.1);
+            at = at.wrapping_add(1);
+        }
+    }
+
+    /// One stream, to its end.
+    async fn stream(&mut self, server: &str) -> StreamEnd {
+        match self.try_stream(server).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn try_stream(&mut self, server: &str) -> Result<std::convert::Infallible, StreamEnd> {
+        let channel = connect(server, &self.greeting.hello).await?;
+        let (outbound, messages) = mpsc::channel(OUTBOUND);
+        let (have, digest) = self.shared.have();
+        let hello = Hello {
+            cluster_id: self.cluster_id.clone(),
+            have,
+            digest,
+            ..self.greeting.hello.clone()
+        };
+        let mut line = Line {
+            outbound,
+            owed: None,
+            failed: None,
+        };
+        line.send(agent_message::Kind::Hello(hello)).await?;
+        let mut client = NodeSyncClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+        let mut inbound = client
+            .sync(ReceiverStream::new(messages))
+            .await?
+            .into_inner();
+        let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(
+            self.greeting.hello.renew_seconds.max(1),
+        )));
+        let mut parts = Vec::new();
+        let (answers, mut answered) = mpsc::channel::<DataplaneAnswer>(2);
+        self.book.report_all();
+        self.progress.mark_changed();
+        loop {
+            tokio::select! {
+                message = inbound.message() => {
+                    let Some(message) = message? else { return Err(StreamEnd::Closed) };
+                    self.take(message, (server, &mut parts), (&mut line, &answers)).await?;
+                }
+                changed = self.progress.changed() => {
+                    if changed.is_err() {
+                        return Err(StreamEnd::Closed);
+                    }
+                    let progress = self.progress.borrow_and_update().clone();
+                    line.acknowledge(&progress).await?;
+                }
+                _ = heartbeat.tick() => {
+                    let applied = self.progress.borrow().applied;
+                    line.send(agent_message::Kind::Heartbeat(Heartbeat { applied })).await?;
+                }
+                () = self.book.changed() => {
+                    let pods = self.book.take(REPORT_PODS);
+                    if !pods.is_empty() {
+                        line.send(agent_message::Kind::PodStatus(PodStatusReport { pods })).await?;
+                    }
+                }
+                Some(answer) = answered.recv() => line.send(agent_message::Kind::Dataplane(answer)).await?,
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        message: ServerMessage,
+        (server, parts): (&str, &mut Vec<NodeDelta>),
+        (line, answers): (&mut Line, &mpsc::Sender<DataplaneAnswer>),
+    ) -> Result<(), StreamEnd> {
+        match message.kind {
+            Some(server_message::Kind::Welcome(welcome)) => self.welcome(server, &welcome).await,
+            Some(server_message::Kind::Delta(delta)) => {
+                let last = !delta.more;
+                parts.push(delta);
+                if last {
+                    self.fold(std::mem::take(parts), line).await
+                } else if parts.len() > PARTS {
+                    Err(StreamEnd::Endless)
+                } else {
+                    Ok(())
+                }
+            }
+            Some(server_message::Kind::DataplaneQuery(query)) => {
+                self.answer(query, answers.clone());
+                Ok(())
+            }
+            Some(server_message::Kind::Goodbye(goodbye)) => Err(StreamEnd::Goodbye(goodbye.reason)),
+            // A later server may say more than we know.
+            None => Ok(()),
+        }
+    }
+
+    async fn welcome(&mut self, server: &str, welcome: &Welcome) -> Result<(), StreamEnd> {
+        if self.cluster_id.is_empty() {
+            self.cluster_id.clone_from(&welcome.cluster_id);
+            self.save().await;
+        }
+        if self.cluster_id != welcome.cluster_id {
+            return Err(StreamEnd::OtherCluster {
+                ours: self.cluster_id.clone(),
+                theirs: welcome.cluster_id.clone(),
+            });
+        }
+        tracing::info!(
+            server,
+            name = welcome.server,
+            cluster = welcome.cluster_id,
+            "connected"
+        );
+        Ok(())
+    }
+
+    /// A whole step: into the view, onto the disk, then to whoever waits for it.
+    async fn fold(&mut self, parts: Vec<NodeDelta>, line: &mut Line) -> Result<(), StreamEnd> {
+        let whole = parts.first().is_some_and(|part| part.from.is_none());
+        self.shared.fold(&parts)?;
+        let appended = if whole {
+            Ok(false)
+        } else {
+            self.store
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .append(&parts)
+        };
+        if !matches!(appended, Ok(true)) {
+            self.save().await;
+        }
+        line.owed = Some(self.shared.announce());
+        line.failed = None;
+        let progress = self.progress.borrow().clone();
+        line.acknowledge(&progress).await
+    }
+
+    /// Writes the whole view. A full disk doesn't keep the kernel from being programmed.
+    async fn save(&mut self) {
+        let bytes = self.shared.look(|view| snapshot(&self.cluster_id, view));
+        let store = self.store.clone();
+        let write = move || {
+            store
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .write(&bytes)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            tracing::error!(%error, "the view can't be saved; after a restart this agent will start from an older one");
+        }
+    }
+
+    fn answer(&self, query: DataplaneQuery, answers: mpsc::Sender<DataplaneAnswer>) {
+        // More questions than are being answered are left to time out.
+        let Ok(permit) = answers.try_reserve_owned() else {
+            return;
+        };
+        let dataplane = self.dataplane.clone();
+        tokio::task::spawn_blocking(move || permit.send(dataplane.answer(&query)));
+    }
+}
+
+/// The way up to the server.
+struct Line {
+    outbound: mpsc::Sender<AgentMessage>,
+    /// Version of the shared view that the server waits to see acknowledged.
+    owed: Option<u64>,
+    /// What was last said to have failed.
+    failed: Option<(u64, String)>,
+}
+
+impl Line {
+    async fn send(&mut self, kind: agent_message::Kind) -> Result<(), StreamEnd> {
+        self.outbound
+            .send(AgentMessage { kind: Some(kind) })
+            .await
+            .map_err(|_| StreamEnd::Closed)
+    }
+
+    /// Says what the kernel serves, or refuses, if the server waits for it or believes otherwise.
+    async fn acknowledge(&mut self, progress: &Progress) -> Result<(), StreamEnd> {
+        if let Some((revision, error)) = &progress.failed {
+            if self.failed != progress.failed {
+                self.failed.clone_from(&progress.failed);
+                self.owed = Some(self.owed.unwrap_or(progress.version));
+                let failed = Failed {
+                    revision: *revision,
+                    error: error.clone(),
+                };
+                return self.send(agent_message::Kind::Failed(failed)).await;
+            }
+            return Ok(());
+        }
+        if self.owed.is_none_or(|owed| progress.version < owed) {
+            return Ok(());
+        }
+        self.owed = None;
+        self.failed = None;
+        let took_us = u64::try_from(progress.took.as_micros()).unwrap_or(u64::MAX);
+        self.send(agent_message::Kind::Applied(Applied {
+            revision: progress.applied,
+            took_us,
+        }))
+        .await
+    }
+}
+
+fn is_refusal(end: &StreamEnd) -> bool {
+    use tonic::Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated};
+    matches!(end, StreamEnd::Status(status) if matches!(status.code(), FailedPrecondition | InvalidArgument | PermissionDenied | Unauthenticated))
+}
+
+async fn connect(server: &str, hello: &Hello) -> Result<Channel, StreamEnd> {
+    let uri = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("http://{server}")
+    };
+    // A server that vanished without a word is noticed well within the grace.
+    let patience = Duration::from_secs(u64::from(hello.grace_seconds / 2).clamp(2, 20));
+    let endpoint = Endpoint::from_shared(uri)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(patience)
+        .keep_alive_timeout(patience)
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect().await?)
+}

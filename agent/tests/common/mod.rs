@@ -1,0 +1,119 @@
+//! What several tests need: views of services made in a line each, and facts of a node.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "each test uses a part; tests fail by panicking"
+)]
+
+pub mod server;
+
+use fairlead_agent::plan::{Names, NodeFacts};
+use fairlead_proto::v1::{
+    Endpoint, EndpointItem, EndpointPort, NodeDelta, NodeItem, ServiceItem, ServicePort,
+};
+use fairlead_proto::view::NodeView;
+
+/// Facts of a node whose pods are 10.244.0.0/16.
+pub fn facts(node: &str) -> NodeFacts {
+    NodeFacts {
+        node_name: node.into(),
+        node_ips: vec!["10.0.0.11".parse().unwrap()],
+        names: Names::new("KUBE").unwrap(),
+        local_cidrs: vec![
+            "10.244.0.0/16".parse().unwrap(),
+            "fd00:244::/32".parse().unwrap(),
+        ],
+        masquerade_all: false,
+    }
+}
+
+/// `name` in namespace `default`, with ports like "80/TCP", "http:80/TCP" or "http:80:30080/TCP".
+pub fn service(name: &str, ip: &str, ports: &[&str]) -> ServiceItem {
+    ServiceItem {
+        namespace: "default".into(),
+        name: name.into(),
+        r#type: "ClusterIP".into(),
+        cluster_ips: vec![ip.into()],
+        ports: ports.iter().map(|text| port(text)).collect(),
+        ..ServiceItem::default()
+    }
+}
+
+fn port(text: &str) -> ServicePort {
+    let (numbers, protocol) = text.split_once('/').unwrap();
+    let parts: Vec<&str> = numbers.split(':').collect();
+    let (name, port, node_port) = match parts[..] {
+        [port] => ("", port, "0"),
+        [name, port] => (name, port, "0"),
+        [name, port, node_port] => (name, port, node_port),
+        _ => panic!("{text}"),
+    };
+    ServicePort {
+        name: name.into(),
+        protocol: protocol.into(),
+        port: port.parse().unwrap(),
+        node_port: node_port.parse().unwrap(),
+        ..ServicePort::default()
+    }
+}
+
+/// A ready endpoint on a node, serving "name:port/protocol"s.
+pub fn endpoint(address: &str, node: &str, ports: &[&str]) -> Endpoint {
+    Endpoint {
+        address: address.into(),
+        node_name: node.into(),
+        pod_name: format!("pod-{address}"),
+        ready: true,
+        serving: true,
+        ports: ports
+            .iter()
+            .map(|text| {
+                let port = port(text);
+                EndpointPort {
+                    name: port.name,
+                    port: port.port,
+                    protocol: port.protocol,
+                    app_protocol: None,
+                }
+            })
+            .collect(),
+        ..Endpoint::default()
+    }
+}
+
+/// A whole view as one delta.
+pub fn full(revision: u64, services: &[(ServiceItem, Vec<Endpoint>)]) -> NodeDelta {
+    let items = |(service, endpoints): &(ServiceItem, Vec<Endpoint>)| {
+        let (namespace, name) = (service.namespace.clone(), service.name.clone());
+        endpoints
+            .iter()
+            .map(|endpoint| EndpointItem {
+                namespace: namespace.clone(),
+                service: name.clone(),
+                endpoint: Some(endpoint.clone()),
+            })
+            .collect::<Vec<_>>()
+    };
+    NodeDelta {
+        to: revision,
+        upsert_services: services
+            .iter()
+            .map(|(service, _)| service.clone())
+            .collect(),
+        upsert_endpoints: services.iter().flat_map(items).collect(),
+        upsert_nodes: vec![NodeItem {
+            name: "node1".into(),
+            zone: "a".into(),
+            ..NodeItem::default()
+        }],
+        ..NodeDelta::default()
+    }
+}
+
+/// A view of services with their endpoints.
+pub fn view(services: &[(ServiceItem, Vec<Endpoint>)]) -> NodeView {
+    let mut view = NodeView::default();
+    view.fold(&full(1, services)).unwrap();
+    view
+}

@@ -1,0 +1,725 @@
+//! The real kernel: rules written by the real programs into network namespaces, and real packets through them.
+//!
+//! A node with two pods behind it and a client outside, made anew for each test under names of its own. Needs root and
+//! Debian's iptables, iproute2 and conntrack; without them it fails and says so, it never skips.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    reason = "tests fail by panicking, and tell one story each"
+)]
+
+mod common;
+
+use common::{endpoint, service, view};
+use fairlead_agent::kernel::Kernel;
+use fairlead_agent::kernel::linux::{Flavor, Iptables, in_namespace};
+use fairlead_agent::plan::diff::{Style, diff, step};
+use fairlead_agent::plan::{Desired, Names, NodeFacts, compile};
+use fairlead_proto::v1::{
+    Container, Endpoint, IntOrString, ObjectMeta, Pod, PodSpec, PodStatus, Probe, ServiceItem,
+    TcpSocketAction, int_or_string,
+};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The node, its pods and the client, as namespaces; removed when dropped.
+struct Net {
+    prefix: String,
+}
+
+impl Net {
+    fn build(tag: &str) -> Self {
+        require();
+        let net = Self {
+            prefix: format!("fl{}{tag}", std::process::id()),
+        };
+        for name in ["node", "pod1", "pod2", "out"] {
+            sh(&format!("ip netns add {}", net.name(name)));
+            sh(&format!("ip -n {} link set lo up", net.name(name)));
+        }
+        // A redirect would use up the ICMP allowance of the refusal that the tests wait for.
+        let quiet = "net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0";
+        sh(&format!(
+            "ip netns exec {} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 {quiet}",
+            net.name("node")
+        ));
+        for (index, name, v4, gateway, v6, gateway6) in [
+            (
+                1,
+                "pod1",
+                "10.244.1.2",
+                "10.244.1.1",
+                "fd00:244:1::2",
+                "fd00:244:1::1",
+            ),
+            (
+                2,
+                "pod2",
+                "10.244.2.2",
+                "10.244.2.1",
+                "fd00:244:2::2",
+                "fd00:244:2::1",
+            ),
+            (
+                3,
+                "out",
+                "192.0.2.2",
+                "192.0.2.1",
+                "2001:db8::2",
+                "2001:db8::1",
+            ),
+        ] {
+            let (node, other) = (net.name("node"), net.name(name));
+            sh(&format!(
+                "ip -n {node} link add v{index} type veth peer name eth0 netns {other}"
+            ));
+            for (namespace, link, ip, ip6) in [
+                (&node, format!("v{index}"), gateway, gateway6),
+                (&other, "eth0".to_owned(), v4, v6),
+            ] {
+                sh(&format!("ip -n {namespace} addr add {ip}/24 dev {link}"));
+                sh(&format!(
+                    "ip -n {namespace} -6 addr add {ip6}/64 dev {link} nodad"
+                ));
+                sh(&format!("ip -n {namespace} link set {link} up"));
+            }
+            sh(&format!("ip -n {other} route add default via {gateway}"));
+            sh(&format!(
+                "ip -n {other} -6 route add default via {gateway6}"
+            ));
+        }
+        // A destination needs some route before OUTPUT can rewrite it.
+        sh(&format!(
+            "ip -n {} route add default via 192.0.2.2",
+            net.name("node")
+        ));
+        for pod in ["pod1", "pod2"] {
+            net.serve(pod);
+        }
+        net
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/run/netns/{}", self.name(name)))
+    }
+
+    fn inside<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
+        in_namespace(Some(&self.path(name)), work).unwrap()
+    }
+
+    /// A pod: answers TCP 8080 with "pod peer" and UDP 8053 with "pod".
+    fn serve(&self, pod: &'static str) {
+        let (tcp, udp) = self.inside(pod, || {
+            (
+                TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080)).unwrap(),
+                UdpSocket::bind("0.0.0.0:8053").unwrap(),
+            )
+        });
+        std::thread::spawn(move || {
+            for mut stream in tcp.incoming().flatten() {
+                let peer = stream.peer_addr().unwrap().ip().to_canonical();
+                let _ = write!(stream, "{pod} {peer}");
+            }
+        });
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                let _ = udp.send_to(pod.as_bytes(), peer);
+            }
+        });
+    }
+
+    /// Connects so many times and counts the answers.
+    fn ask(&self, from: &str, to: &str, times: usize) -> BTreeMap<String, usize> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.inside(from, || {
+            let mut answers = BTreeMap::new();
+            for _ in 0..times {
+                let answer = match TcpStream::connect_timeout(&to, PATIENCE) {
+                    Ok(mut stream) => {
+                        let mut text = String::new();
+                        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                        stream
+                            .read_to_string(&mut text)
+                            .map(|_| text)
+                            .unwrap_or_else(|error| error.to_string())
+                    }
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                        "refused".to_owned()
+                    }
+                    Err(error) => error.to_string(),
+                };
+                *answers.entry(answer).or_default() += 1;
+            }
+            answers
+        })
+    }
+
+    fn iptables(&self, flavor: Flavor) -> Iptables {
+        Iptables::new(Names::new("KUBE").unwrap())
+            .in_namespace(Some(self.path("node")))
+            .flavor(flavor)
+    }
+
+    /// Both tables of both families as text, without counters and dates.
+    fn dump(&self, flavor: &str) -> String {
+        let mut text = String::new();
+        for program in ["iptables", "ip6tables"] {
+            for table in ["nat", "filter"] {
+                let saved = sh(&format!(
+                    "ip netns exec {} {program}-{flavor}-save -t {table}",
+                    self.name("node")
+                ));
+                let lines = saved.lines().filter(|line| {
+                    line.starts_with("-A") || (line.starts_with(':') && line.contains(" - "))
+                });
+                text.extend(lines.map(|line| {
+                    format!("{program} {table} {}\n", line.split(" [").next().unwrap())
+                }));
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for name in ["pod1", "pod2", "out", "node"] {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.name(name)])
+                .output();
+        }
+    }
+}
+
+fn require() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "the kernel tests need root: run them as root (sudo make test)"
+    );
+    for (program, package) in [
+        ("ip", "iproute2"),
+        ("iptables-nft-save", "iptables"),
+        ("iptables-legacy-save", "iptables"),
+        ("conntrack", "conntrack"),
+    ] {
+        let found = Command::new(program).arg("--version").output().is_ok();
+        assert!(
+            found,
+            "{program} is missing: the kernel tests need the package {package} (apt-get install iptables iproute2 conntrack)"
+        );
+    }
+}
+
+fn sh(line: &str) -> String {
+    let words: Vec<&str> = line.split(' ').collect();
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .output()
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts {
+        node_ips: vec!["192.0.2.1".parse().unwrap()],
+        ..common::facts("node1")
+    }
+}
+
+/// A kernel and what it was told to hold.
+struct Plane {
+    kernel: Iptables,
+    desired: Desired,
+}
+
+impl Plane {
+    /// From what the kernel holds, as at an agent's start.
+    fn start(kernel: Iptables, services: &[(ServiceItem, Vec<Endpoint>)]) -> Self {
+        let desired = compile(&view(services), &facts());
+        let observed = kernel.observe().unwrap();
+        kernel
+            .execute(&diff(&observed, &desired, Style::Edit))
+            .unwrap();
+        let plane = Self { kernel, desired };
+        plane.holds();
+        plane
+    }
+
+    /// By the changes alone, as at a new view.
+    fn step(&mut self, services: &[(ServiceItem, Vec<Endpoint>)]) {
+        let changes = self.desired.changes_to(&compile(&view(services), &facts()));
+        assert!(self.desired.apply(&changes), "IPv6 stays as it is");
+        self.kernel.execute(&step(&changes, &facts())).unwrap();
+        self.holds();
+    }
+
+    fn holds(&self) {
+        assert_eq!(
+            diff(&self.kernel.observe().unwrap(), &self.desired, Style::Edit),
+            [],
+            "the kernel holds what is desired"
+        );
+    }
+}
+
+const PODS: [&str; 2] = ["10.244.1.2", "10.244.2.2"];
+
+fn web(pods: &[&str]) -> (ServiceItem, Vec<Endpoint>) {
+    let item = ServiceItem {
+        r#type: "NodePort".into(),
+        ..service("web", "10.96.0.10", &["http:80:30080/TCP"])
+    };
+    (
+        item,
+        pods.iter()
+            .map(|pod| endpoint(pod, "node1", &["http:8080/TCP"]))
+            .collect(),
+    )
+}
+
+fn dns(pods: &[&str]) -> (ServiceItem, Vec<Endpoint>) {
+    (
+        service("dns", "10.96.0.53", &["53/UDP", "sig:54/SCTP"]),
+        pods.iter()
+            .map(|pod| endpoint(pod, "node1", &["8053/UDP", "sig:8054/SCTP"]))
+            .collect(),
+    )
+}
+
+fn six(pods: &[&str]) -> (ServiceItem, Vec<Endpoint>) {
+    (
+        service("six", "fd00:96::10", &["80/TCP"]),
+        pods.iter()
+            .map(|pod| endpoint(pod, "node1", &["8080/TCP"]))
+            .collect(),
+    )
+}
+
+fn closed() -> (ServiceItem, Vec<Endpoint>) {
+    (service("closed", "10.96.0.99", &["80/TCP"]), vec![])
+}
+
+fn who(answers: &BTreeMap<String, usize>) -> Vec<&str> {
+    answers.keys().map(String::as_str).collect()
+}
+
+fn packets_go_where_the_services_say(net: &Net, flavor: Flavor) {
+    let mut plane = Plane::start(
+        net.iptables(flavor),
+        &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])],
+    );
+
+    let answers = net.ask("pod1", "10.96.0.10:80", 40);
+    // A pod that reaches itself sees the node; the other pod sees the pod.
+    assert_eq!(
+        who(&answers),
+        ["pod1 10.244.1.1", "pod2 10.244.1.2"],
+        "{answers:?}"
+    );
+    assert!(
+        answers.values().all(|count| (5..=35).contains(count)),
+        "balanced: {answers:?}"
+    );
+    assert_eq!(
+        who(&net.ask("out", "10.96.0.10:80", 20)),
+        ["pod1 10.244.1.1", "pod2 10.244.2.1"],
+        "from outside: masqueraded"
+    );
+    assert_eq!(
+        net.ask("node", "10.96.0.10:80", 20).len(),
+        2,
+        "from the node itself"
+    );
+    assert_eq!(
+        who(&net.ask("out", "192.0.2.1:30080", 20)),
+        ["pod1 10.244.1.1", "pod2 10.244.2.1"],
+        "by the NodePort"
+    );
+    assert_eq!(
+        who(&net.ask("pod1", "[fd00:96::10]:80", 5)),
+        ["pod2 fd00:244:1::2"],
+        "IPv6"
+    );
+
+    for from in ["pod1", "node", "out"] {
+        let begun = Instant::now();
+        assert_eq!(
+            who(&net.ask(from, "10.96.0.99:80", 1)),
+            ["refused"],
+            "no endpoints, from {from}"
+        );
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+
+    // An endpoint goes: at once nobody is sent there, and no connection fails.
+    plane.step(&[
+        web(&PODS[1..]),
+        dns(&PODS),
+        closed(),
+        six(&["fd00:244:2::2"]),
+    ]);
+    assert_eq!(
+        who(&net.ask("out", "10.96.0.10:80", 20)),
+        ["pod2 10.244.2.1"]
+    );
+    plane.step(&[web(&[]), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
+    assert_eq!(who(&net.ask("pod1", "10.96.0.10:80", 2)), ["refused"]);
+    assert_eq!(who(&net.ask("out", "192.0.2.1:30080", 2)), ["refused"]);
+
+    // Affinity keeps a client where it was.
+    let (sticky, endpoints) = web(&PODS);
+    plane.step(&[
+        (
+            ServiceItem {
+                affinity_seconds: 60,
+                ..sticky
+            },
+            endpoints,
+        ),
+        dns(&PODS),
+        closed(),
+        six(&["fd00:244:2::2"]),
+    ]);
+    assert_eq!(
+        net.ask("out", "10.96.0.10:80", 15).len(),
+        1,
+        "one client, one endpoint"
+    );
+    plane.step(&[web(&PODS), dns(&PODS), six(&["fd00:244:2::2"])]);
+    assert_eq!(net.ask("out", "10.96.0.10:80", 40).len(), 2);
+
+    udp_follows(net, &mut plane);
+}
+
+/// One socket, one flow: it must move on when its endpoint goes.
+fn udp_follows(net: &Net, plane: &mut Plane) {
+    let socket = net.inside("pod1", || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect("10.96.0.53:53").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        socket
+    });
+    let ask = || {
+        let mut buffer = [0; 64];
+        socket.send(b"?")?;
+        socket
+            .recv(&mut buffer)
+            .map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    let first = ask().unwrap();
+    for _ in 0..5 {
+        assert_eq!(ask().unwrap(), first, "a flow stays");
+    }
+    let (gone, left) = if first == "pod1" {
+        (PODS[0], PODS[1])
+    } else {
+        (PODS[1], PODS[0])
+    };
+    plane.step(&[web(&PODS), dns(&[left]), six(&["fd00:244:2::2"])]);
+    assert_ne!(ask().unwrap(), first, "its endpoint {gone} is gone");
+    plane.step(&[web(&PODS), dns(&[]), six(&["fd00:244:2::2"])]);
+    ask().unwrap_err();
+    plane.step(&[web(&PODS), dns(&[gone]), six(&["fd00:244:2::2"])]);
+    // The refusal above may still be pending on the socket.
+    let again = ask().or_else(|_| ask()).unwrap();
+    assert_eq!(again, first);
+}
+
+fn drift_is_repaired_and_a_restart_is_a_diff(net: &Net, (flavor, name): (Flavor, &str)) {
+    let services = [web(&PODS), dns(&PODS), six(&["fd00:244:2::2"])];
+    let plane = Plane::start(net.iptables(flavor), &services);
+    let before = net.dump(name);
+    let node = net.name("node");
+    for harm in [
+        "-t nat -F KUBE-SERVICES",
+        "-t nat -D PREROUTING 1",
+        "-t nat -I KUBE-SERVICES -d 10.96.0.10 -j ACCEPT",
+        "-F FORWARD",
+        "-t nat -N KUBE-SEP-AAAAAAAAAAAAAAAA",
+        "-t nat -F KUBE-MARK-MASQ",
+    ] {
+        sh(&format!("ip netns exec {node} iptables-{name} {harm}"));
+        let observed = plane.kernel.observe().unwrap();
+        let ops = diff(&observed, &plane.desired, Style::Edit);
+        assert!(!ops.is_empty(), "{harm} is seen");
+        plane.kernel.execute(&ops).unwrap();
+        plane.holds();
+    }
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&net.dump(name)), sorted(&before));
+    // A wrong edit is refused as a whole, and nothing of it stays.
+    let wrong = fairlead_agent::plan::Op::Delete {
+        space: fairlead_agent::plan::Space::new(
+            fairlead_agent::plan::Family::V4,
+            fairlead_agent::plan::Table::Nat,
+        ),
+        chain: "KUBE-SERVICES".into(),
+        line: fairlead_agent::plan::Rule::commented("not there").into(),
+    };
+    let said = plane.kernel.execute(&[wrong]).unwrap_err().to_string();
+    assert!(said.contains("-D KUBE-SERVICES"), "{said}");
+    // A restart with the same view, and then with a changed one, rewrites nothing that is right.
+    let again = Plane::start(net.iptables(flavor), &services);
+    let ops = diff(
+        &again.kernel.observe().unwrap(),
+        &compile(
+            &view(&[web(&PODS[1..]), dns(&PODS), six(&["fd00:244:2::2"])]),
+            &facts(),
+        ),
+        Style::Edit,
+    );
+    assert_eq!(ops.len(), 2, "{ops:#?}");
+}
+
+fn cleanup_removes_ours_alone(net: &Net, (flavor, name): (Flavor, &str)) {
+    let node = net.name("node");
+    for foreign in [
+        "iptables -t nat -N FOREIGN",
+        "iptables -t nat -A FOREIGN -s 203.0.113.0/24 -p tcp -m multiport --dports 1,2 -j RETURN",
+        "iptables -t nat -A PREROUTING -j FOREIGN",
+        "iptables -t nat -N KUBE-ROUTER",
+        "iptables -N KUBE-FIREWALL",
+        "iptables -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP",
+        "iptables -A INPUT -j KUBE-FIREWALL",
+        "iptables -A FORWARD -s 203.0.113.7 -j DROP",
+        "ip6tables -A FORWARD -s 2001:db8:1::/48 -j DROP",
+    ] {
+        let (program, rest) = foreign.split_once(' ').unwrap();
+        sh(&format!("ip netns exec {node} {program}-{name} {rest}"));
+    }
+    let before = net.dump(name);
+    let kernel = net.iptables(flavor);
+    let names = Names::new("KUBE").unwrap();
+    for _ in 0..2 {
+        Plane::start(
+            net.iptables(flavor),
+            &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])],
+        );
+        assert_ne!(net.dump(name), before);
+        fairlead_agent::clean(&kernel, &names).unwrap();
+        assert_eq!(net.dump(name), before);
+    }
+    fairlead_agent::clean(&kernel, &names).unwrap();
+    // IPv6 comes and goes with the services that need it.
+    Plane::start(net.iptables(flavor), &[web(&PODS), six(&["fd00:244:2::2"])]);
+    Plane::start(net.iptables(flavor), &[web(&PODS)]);
+    assert!(!net.dump(name).contains("ip6tables nat"));
+    fairlead_agent::clean(&kernel, &names).unwrap();
+    assert_eq!(net.dump(name), before);
+}
+
+#[test]
+fn packets_nft() {
+    packets_go_where_the_services_say(&Net::build("a"), Flavor::Nft);
+}
+
+#[test]
+fn packets_legacy() {
+    packets_go_where_the_services_say(&Net::build("b"), Flavor::Legacy);
+}
+
+#[test]
+fn drift_nft() {
+    drift_is_repaired_and_a_restart_is_a_diff(&Net::build("c"), (Flavor::Nft, "nft"));
+}
+
+#[test]
+fn drift_legacy() {
+    drift_is_repaired_and_a_restart_is_a_diff(&Net::build("d"), (Flavor::Legacy, "legacy"));
+}
+
+#[test]
+fn cleanup_nft() {
+    cleanup_removes_ours_alone(&Net::build("e"), (Flavor::Nft, "nft"));
+}
+
+#[test]
+fn cleanup_legacy() {
+    cleanup_removes_ours_alone(&Net::build("f"), (Flavor::Legacy, "legacy"));
+}
+
+#[test]
+fn a_kube_proxy_is_not_disturbed() {
+    let net = Net::build("g");
+    let node = net.name("node");
+    for rule in [
+        "-t nat -N KUBE-PROXY-CANARY",
+        "-t nat -N KUBE-SERVICES",
+        "-t nat -A KUBE-SERVICES -d 10.96.0.1/32 -j ACCEPT",
+    ] {
+        sh(&format!("ip netns exec {node} iptables-nft {rule}"));
+    }
+    let before = net.dump("nft");
+    let said = fairlead_agent::clean(&net.iptables(Flavor::Nft), &Names::new("KUBE").unwrap())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("kube-proxy") && said.contains("--chain-prefix"),
+        "{said}"
+    );
+    assert_eq!(net.dump("nft"), before);
+    // Beside it, under another prefix.
+    let names = Names::new("FLEAD").unwrap();
+    let kernel = Iptables::new(names.clone())
+        .in_namespace(Some(net.path("node")))
+        .flavor(Flavor::Nft);
+    let desired = compile(
+        &view(&[web(&PODS)]),
+        &NodeFacts {
+            names: names.clone(),
+            ..facts()
+        },
+    );
+    kernel
+        .execute(&diff(&kernel.observe().unwrap(), &desired, Style::Edit))
+        .unwrap();
+    assert_eq!(net.ask("out", "10.96.0.10:80", 20).len(), 2);
+    fairlead_agent::clean(&kernel, &names).unwrap();
+    assert_eq!(net.dump("nft"), before);
+}
+
+#[tokio::test]
+async fn an_agent_programs_and_probes_inside_a_namespace() {
+    let net = Net::build("h");
+    let (address, mut streams) = common::server::server().await;
+    let state = tempfile::tempdir().unwrap();
+    let config = fairlead_agent::Config {
+        node_name: "node1".into(),
+        servers: vec![address],
+        mode: fairlead_agent::Mode::Iptables,
+        state_dir: state.path().to_owned(),
+        node_ip: Some("192.0.2.1".parse().unwrap()),
+        netns: Some(net.path("node")),
+        ..fairlead_agent::Config::default()
+    };
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let agent = tokio::spawn(fairlead_agent::run(config, cancel.clone()));
+    let mut stream = common::server::stream(&mut streams).await;
+    assert_eq!(stream.hello.mode, "iptables");
+    stream.welcome().await;
+    let mut delta = common::full(3, &[web(&PODS)]);
+    // Only from inside the namespace is there a way to the pod.
+    let check = probed_pod(8080);
+    delta.upsert_pods = vec![check];
+    stream.delta(delta).await;
+    assert_eq!(stream.applied().await, 3);
+    assert_eq!(net.ask("out", "10.96.0.10:80", 30).len(), 2);
+    stream.report("pod1", |pod| pod.ready).await;
+    cancel.cancel();
+    agent.await.unwrap().unwrap();
+    assert_eq!(
+        net.ask("out", "10.96.0.10:80", 30).len(),
+        2,
+        "the rules stay"
+    );
+}
+
+fn probed_pod(port: i32) -> Pod {
+    let target = IntOrString {
+        value: Some(int_or_string::Value::Int(port)),
+    };
+    let probe = Probe {
+        tcp_socket: Some(TcpSocketAction {
+            port: Some(target),
+            ..TcpSocketAction::default()
+        }),
+        ..Probe::default()
+    };
+    Pod {
+        metadata: Some(ObjectMeta {
+            name: "pod1".into(),
+            namespace: "default".into(),
+            uid: "u".into(),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            node_name: "node1".into(),
+            containers: vec![Container {
+                readiness_probe: Some(probe),
+                ..Container::default()
+            }],
+            ..PodSpec::default()
+        }),
+        status: Some(PodStatus {
+            pod_ip: PODS[0].into(),
+            ..PodStatus::default()
+        }),
+        ..Pod::default()
+    }
+}
+
+#[test]
+#[ignore = "measures; run with --ignored --nocapture"]
+fn scale() {
+    let net = Net::build("s");
+    for (flavor, count) in [
+        (Flavor::Legacy, 1000),
+        (Flavor::Legacy, 5000),
+        (Flavor::Nft, 1000),
+        (Flavor::Nft, 5000),
+    ] {
+        let services = |pods: &[&str]| -> Vec<_> {
+            let mut all: Vec<_> = (0..count)
+                .map(|n| {
+                    (
+                        service(
+                            &format!("s{n}"),
+                            &format!("10.97.{}.{}", n / 250, n % 250),
+                            &["80/TCP"],
+                        ),
+                        PODS.iter()
+                            .map(|pod| endpoint(pod, "node1", &["8080/TCP"]))
+                            .collect::<Vec<_>>(),
+                    )
+                })
+                .collect();
+            all.push(web(pods));
+            all
+        };
+        let begun = Instant::now();
+        let mut plane = Plane::start(net.iptables(flavor), &services(&PODS));
+        let full = begun.elapsed();
+        let begun = Instant::now();
+        plane.kernel.observe().unwrap();
+        let observe = begun.elapsed();
+        let mut steps = Vec::new();
+        let targets = [&PODS[1..], &PODS[..0], &PODS[..]];
+        for pods in targets {
+            let changes = plane
+                .desired
+                .changes_to(&compile(&view(&services(pods)), &facts()));
+            plane.desired.apply(&changes);
+            let begun = Instant::now();
+            plane.kernel.execute(&step(&changes, &facts())).unwrap();
+            steps.push(begun.elapsed());
+        }
+        println!(
+            "{flavor:?} {count}: first {full:?} (with check), observe {observe:?}, one endpoint, last endpoint, back: {steps:?}"
+        );
+        fairlead_agent::clean(&plane.kernel, &Names::new("KUBE").unwrap()).unwrap();
+    }
+}

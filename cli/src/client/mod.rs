@@ -1,0 +1,164 @@
+//! The client's verbs: kubectl's, with kubectl's flags, tables, messages and exit codes, over gRPC.
+//!
+//! Not a second API: whatever a verb knows about objects it asks the servers or `fairlead_proto`. A verb prints its
+//! results on standard output and everything else on standard error.
+
+mod columns;
+mod config;
+mod connect;
+mod duration;
+mod failure;
+mod fetch;
+mod files;
+mod jsonpath;
+mod kinds;
+mod output;
+mod programmed;
+mod table;
+mod targets;
+mod verbs;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, Subcommand};
+use config::{Given, Target};
+use connect::Servers;
+use failure::Failure;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use verbs::{about, apply, contexts, create, dataplane, delete, describe, events, expose, get, label, status, wait};
+
+/// A request's time, if nobody says.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// Configuration file: contexts in kubeconfig's shape (for server and agent: their settings, TOML)
+    #[arg(long, global = true, env = "FAIRLEAD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Servers, tried in this order
+    #[arg(long, global = true, env = "FAIRLEAD_SERVER", value_name = "HOST:PORT,…", value_delimiter = ',')]
+    pub server: Vec<String>,
+    /// Speak plaintext
+    #[arg(long, global = true, env = "FAIRLEAD_INSECURE", value_parser = FalseyValueParser::new())]
+    pub insecure: bool,
+    /// Context of the configuration file to use
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Namespace to work in
+    #[arg(short, long, global = true)]
+    pub namespace: Option<String>,
+    /// Give up on a request after this long; 0 = never [default: 30s]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse_timeout)]
+    pub request_timeout: Option<Duration>,
+}
+
+/// The client's verbs.
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Create or change objects so that they are as manifests say
+    Apply(Box<apply::ApplyArgs>),
+    /// Create objects from manifests, or a namespace or service from flags
+    Create(Box<create::CreateArgs>),
+    /// Replace objects by manifests
+    Replace(Box<create::ReplaceArgs>),
+    /// Show objects
+    Get(Box<get::GetArgs>),
+    /// Show objects in detail
+    Describe(Box<describe::DescribeArgs>),
+    /// Delete objects
+    Delete(Box<delete::DeleteArgs>),
+    /// Wait for a condition of objects
+    Wait(Box<wait::WaitArgs>),
+    /// Make a service of a pod's or another service's selector
+    Expose(Box<expose::ExposeArgs>),
+    /// Change labels of objects
+    Label(Box<label::LabelArgs>),
+    /// Change annotations of objects
+    Annotate(Box<label::LabelArgs>),
+    /// Show what happened lately
+    Events(events::EventsArgs),
+    /// List the resource types
+    ApiResources(about::ApiResourcesArgs),
+    /// Show the client's and the server's version
+    Version(about::VersionArgs),
+    /// Print a shell's completion script
+    Completion(about::CompletionArgs),
+    /// Show the members of the cluster and what its nodes acknowledged
+    Status(status::StatusArgs),
+    /// Show what the nodes' kernels hold
+    #[command(subcommand)]
+    Dataplane(dataplane::DataplaneVerb),
+    /// Look at and choose contexts of the configuration file
+    #[command(subcommand)]
+    Config(contexts::ConfigVerb),
+}
+
+/// What a verb works with: servers and a namespace.
+pub struct Session {
+    servers: Servers,
+    namespace: String,
+    namespace_given: bool,
+}
+
+impl Global {
+    fn target(&self) -> Result<Target, Failure> {
+        let file = self.config.as_deref().map(config::read).transpose()?;
+        let servers: Vec<String> = self.server.iter().filter(|server| !server.is_empty()).cloned().collect();
+        let namespace = self.namespace.as_deref().filter(|name| !name.is_empty());
+        let given = Given { servers: &servers, insecure: self.insecure, context: self.context.as_deref(), namespace };
+        config::resolve(&given, file.as_ref())
+    }
+
+    fn session(&self) -> Result<Session, Failure> {
+        let target = self.target()?;
+        let servers = Servers::new(&target.servers, self.request_timeout.unwrap_or(REQUEST_TIMEOUT));
+        Ok(Session { servers, namespace: target.namespace, namespace_given: target.namespace_given })
+    }
+}
+
+/// Runs a verb to its exit code: 0, 1 for a failure, 3 if nobody knows whether a write happened.
+pub async fn run(global: Global, verb: Verb) -> ExitCode {
+    match dispatch(&global, verb).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.text();
+            if !text.is_empty() {
+                eprintln!("{text}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Apply(args) => apply::run(global, &args).await,
+        Verb::Create(args) => create::run(global, *args).await,
+        Verb::Replace(args) => create::replace(global, &args).await,
+        Verb::Get(args) => get::run(global, &args).await,
+        Verb::Describe(args) => describe::run(global, &args).await,
+        Verb::Delete(args) => delete::run(global, &args).await,
+        Verb::Wait(args) => wait::run(global, &args).await,
+        Verb::Expose(args) => expose::run(global, &args).await,
+        Verb::Label(args) => label::run(global, &args, label::LABELS).await,
+        Verb::Annotate(args) => label::run(global, &args, label::ANNOTATIONS).await,
+        Verb::Events(args) => events::run(global, &args).await,
+        Verb::ApiResources(args) => about::api_resources(&args),
+        Verb::Version(args) => about::version(global, &args).await,
+        Verb::Completion(args) => about::completion(&args),
+        Verb::Status(args) => status::run(global, &args).await,
+        Verb::Dataplane(verb) => dataplane::run(global, verb).await,
+        Verb::Config(verb) => contexts::run(global, verb),
+    }
+}
+
+/// Writes a client configuration whose one context reaches these servers (host:port) in plaintext.
+///
+/// # Errors
+/// The file can't be written.
+pub fn write_client_config(path: &Path, servers: &[String]) -> anyhow::Result<()> {
+    config::write_value(path, &config::dev_config(servers))
+        .map_err(|failure| anyhow::anyhow!(failure.text().trim_start_matches("error: ").to_owned()))
+}

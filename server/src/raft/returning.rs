@@ -1,0 +1,127 @@
+//! The return of a member that lost its data: a known member whose directory is empty.
+//!
+//! It has forgotten what it voted for and what it acknowledged, and either may have been decisive. So, before it takes
+//! part, it hears from so many others that every quorum it may have completed is among them, and keeps to their highest
+//! vote: no older leader can count on it. It is then fed like any follower, but neither votes nor stands for election
+//! before it holds everything that was committed when it came back. Until then the cluster lives without its vote.
+
+use crate::raft::peers::Peers;
+use crate::raft::start::StartError;
+use crate::raft::types::Vote;
+use crate::raft::{Consensus, ConsensusConfig};
+use crate::storage::{EndOfReturn, Storage, codec};
+use fairlead_proto::internal::v1::{RecallRequest, RecallResponse};
+use futures::StreamExt as _;
+use openraft::storage::RaftLogStorage as _;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Time for another member to say what it remembers.
+const RECALL_WITHIN: Duration = Duration::from_secs(1);
+/// Pause between two rounds of asking.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// Rounds between two words to the operator.
+const SAY_AGAIN: u32 = 25;
+
+/// Finds out whether this member, which has no data, had some; if so, prepares its return: notes it durably and keeps to
+/// the others' highest vote. Waits for as long as too few others can be asked.
+///
+/// # Errors
+/// Storage's.
+pub(super) async fn prepare(
+    storage: &mut Storage,
+    peers: &Arc<Peers>,
+    config: &ConsensusConfig,
+) -> Result<(), StartError> {
+    if !storage.pristine {
+        return Ok(());
+    }
+    let known = |(_, answer): (u64, RecallResponse)| answer.known;
+    if !storage.returning && !ask(peers).await.into_iter().any(known) {
+        return Ok(()); // Nobody knows it: it is new.
+    }
+    let failed = |error: std::io::Error| StartError::Raft(error.to_string());
+    storage.set_returning().await.map_err(failed)?;
+    // An election that this member took part in before its loss is over after this time.
+    tokio::time::sleep(Duration::from_millis(config.election_ms.1 * 2)).await;
+    let vote = highest_vote(peers, config.initial_cluster.len()).await;
+    if let Some(vote) = vote {
+        storage.log.save_vote(&vote).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The highest vote of so many others that no quorum with this member is without one of them.
+async fn highest_vote(peers: &Arc<Peers>, members: usize) -> Option<Vote> {
+    let quorum = members / 2 + 1;
+    let enough = members - quorum + 1;
+    let mut votes = BTreeMap::new();
+    for round in 0_u32.. {
+        for (id, answer) in ask(peers).await {
+            if !answer.returning {
+                votes.insert(id, answer.vote.as_ref().map(codec::to_vote));
+            }
+        }
+        if votes.len() >= enough {
+            break;
+        }
+        if round % SAY_AGAIN == 0 {
+            tracing::warn!(
+                "this member is known to the cluster but its data directory is empty; it waits for {enough} of the other members, to get its data back from them: {} are reached",
+                votes.len()
+            );
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    let votes = votes.into_values().flatten();
+    votes.reduce(|one, other| if other > one { other } else { one })
+}
+
+/// What the others remember, of those that answer.
+async fn ask(peers: &Arc<Peers>) -> Vec<(u64, RecallResponse)> {
+    let one = |id: u64| {
+        let peers = peers.clone();
+        async move {
+            let header = Some(peers.header(id));
+            let mut peer = peers.client(id)?;
+            let answer = peer.recall(RecallRequest { header });
+            let answer = tokio::time::timeout(RECALL_WITHIN, answer).await.ok()?;
+            Some((id, answer.ok()?.into_inner()))
+        }
+    };
+    let others: Vec<u64> = peers.others().collect();
+    let answers = futures::stream::iter(others).map(one).buffer_unordered(8);
+    answers.filter_map(std::future::ready).collect().await
+}
+
+impl Consensus {
+    /// Waits until this member holds all that was committed when it came back; then it votes again.
+    pub(super) async fn come_back(self, returning: Arc<AtomicBool>, ended: EndOfReturn) {
+        tracing::warn!(
+            "this member lost its data; it gets it back from the others before it votes"
+        );
+        let cancel = self.inner.cancel.clone();
+        loop {
+            let read = tokio::select! {
+                () = cancel.cancelled() => return,
+                read = self.read() => read,
+            };
+            match read {
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "waiting for the others to give the data back")
+                }
+            }
+        }
+        // A failure to note it is storage's and stops the member; until then it just doesn't vote.
+        if let Err(error) = ended.note().await {
+            tracing::error!(%error, "the end of the return can't be noted");
+            return;
+        }
+        returning.store(false, Ordering::Release);
+        self.inner.raft.runtime_config().elect(true);
+        tracing::info!("this member has its data back and votes again");
+    }
+}

@@ -1,0 +1,194 @@
+//! What a member does that has no others: a broken disk, a message that is not for it.
+
+use super::*;
+use crate::write::stamp;
+use fairlead_proto::internal::v1::{self as wire, command};
+use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus};
+use std::sync::atomic::Ordering;
+use tonic::Status;
+
+struct Silent;
+
+#[tonic::async_trait]
+impl PeerApi for Silent {
+    async fn report_nodes(
+        &self,
+        _: wire::ReportNodesRequest,
+    ) -> Result<wire::ReportNodesResponse, Status> {
+        Ok(wire::ReportNodesResponse::default())
+    }
+    async fn board(&self, _: wire::BoardRequest) -> Result<wire::BoardResponse, Status> {
+        Ok(wire::BoardResponse::default())
+    }
+    async fn member_status(&self) -> Result<MemberStatus, Status> {
+        Ok(MemberStatus::default())
+    }
+    async fn dataplane(&self, _: DataplaneRequest) -> Result<DataplaneResponse, Status> {
+        Ok(DataplaneResponse::default())
+    }
+}
+
+fn free_address() -> std::net::SocketAddr {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap()
+}
+
+async fn alone(dir: &tempfile::TempDir, listen_peer: std::net::SocketAddr) -> Consensus {
+    let config = ConsensusConfig {
+        name: "n1".into(),
+        data_dir: dir.path().to_owned(),
+        listen_peer,
+        initial_cluster: vec![("n1".into(), listen_peer.to_string())],
+        ..ConsensusConfig::default()
+    };
+    Consensus::start(config, Arc::new(Silent)).await.unwrap()
+}
+
+fn member(name: &str) -> command::Kind {
+    let member = Some(Member {
+        id: types::member_id(name),
+        name: name.into(),
+        ..Member::default()
+    });
+    command::Kind::SetMember(wire::SetMember { member })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_disk_stops_the_member_and_no_write_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let consensus = alone(&dir, address).await;
+    consensus
+        .propose(stamp(member("other"), None))
+        .await
+        .unwrap();
+    assert_eq!(consensus.failure(), None);
+    let database = consensus.inner.database.upgrade().unwrap();
+    database.commits_left.store(0, Ordering::SeqCst);
+    drop(database);
+    let refused = consensus
+        .propose(stamp(member("lost"), None))
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, ProposeError::Unknown(_)), "{refused}");
+    let why = tokio::time::timeout(Duration::from_secs(5), consensus.failed())
+        .await
+        .unwrap();
+    assert!(why.contains("No space left on device"), "{why}");
+    assert!(
+        consensus
+            .propose(stamp(member("later"), None))
+            .await
+            .is_err()
+    );
+    consensus.shutdown().await;
+    let consensus = alone(&dir, address).await;
+    assert!(consensus.read().await.is_ok());
+    let names: Vec<_> = consensus
+        .local()
+        .state
+        .members()
+        .map(|member| member.name.clone())
+        .collect();
+    assert!(
+        names.contains(&"other".to_owned()) && !names.contains(&"lost".to_owned()),
+        "{names:?}"
+    );
+    consensus.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_strangers_are_refused_and_certainly_not_proposed() {
+    let dir = tempfile::tempdir().unwrap();
+    let consensus = alone(&dir, free_address()).await;
+    consensus.read().await.unwrap();
+    let own = consensus.header(consensus.inner.id);
+    let mut client = consensus.peer(own.to).await.unwrap();
+    let stranger = PeerHeader {
+        cluster_id: "another".into(),
+        ..own.clone()
+    };
+    let elsewhere = PeerHeader {
+        to: 1,
+        ..own.clone()
+    };
+    let unknown = PeerHeader { from: 1, ..own };
+    for header in [Some(stranger), Some(elsewhere), Some(unknown), None] {
+        let vote = wire::VoteRequest {
+            header: header.clone(),
+            ..wire::VoteRequest::default()
+        };
+        assert!(client.vote(vote.clone()).await.is_err());
+        assert!(client.pre_vote(vote).await.is_err());
+        let header_of = header.clone();
+        assert!(
+            client
+                .read_index(wire::ReadIndexRequest { header: header_of })
+                .await
+                .is_err()
+        );
+        let append = wire::AppendRequest {
+            header: header.clone(),
+            ..wire::AppendRequest::default()
+        };
+        let answers = client
+            .append(futures::stream::iter([append]))
+            .await
+            .unwrap();
+        assert_eq!(
+            answers.into_inner().message().await.unwrap(),
+            None,
+            "the stream ends"
+        );
+        let chunk = wire::SnapshotChunk {
+            header: header.clone(),
+            ..wire::SnapshotChunk::default()
+        };
+        assert!(
+            client
+                .install_snapshot(futures::stream::iter([chunk]))
+                .await
+                .is_err()
+        );
+        let propose = wire::ProposeRequest {
+            entry: Some(stamp(member("stranger"), None)),
+            header,
+        };
+        let answer = client.propose(propose).await.unwrap().into_inner();
+        assert!(!answer.not_proposed.is_empty());
+    }
+    let empty = wire::Entry::default();
+    let refused = consensus.propose_here(empty).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::NotProposed(_)));
+    consensus.shutdown().await;
+}
+
+#[tokio::test]
+async fn only_what_was_never_sent_is_certainly_not_proposed() {
+    // Nobody listens there.
+    let address = free_address().to_string();
+    let peers = Peers::new(1, "x", &[("n2".into(), address)]).unwrap();
+    let mut client = peers.client(types::member_id("n2")).unwrap();
+    let status = client
+        .propose(wire::ProposeRequest::default())
+        .await
+        .unwrap_err();
+    assert!(peers::never_sent(&status), "{status:?}");
+    // Somebody takes the connection, reads, and breaks it.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut read = [0; 16];
+            let _ = stream.readable().await;
+            let _ = stream.try_read(&mut read);
+        }
+    });
+    let peers = Peers::new(1, "x", &[("n2".into(), address)]).unwrap();
+    let mut client = peers.client(types::member_id("n2")).unwrap();
+    let status = client
+        .propose(wire::ProposeRequest::default())
+        .await
+        .unwrap_err();
+    assert!(!peers::never_sent(&status), "{status:?}");
+}
