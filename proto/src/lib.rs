@@ -3,8 +3,10 @@
 //! Everything here is synchronous and free of IO, clocks and randomness. The gRPC stubs (feature `rpc`) are the only
 //! part that knows of tonic.
 
+pub mod convert;
 pub mod digest;
 pub mod json;
+pub mod manifest;
 pub mod model;
 pub mod view;
 

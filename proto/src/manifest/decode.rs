@@ -114,7 +114,7 @@ fn with_overlay(mut object: Object, value: &Value) -> Object {
     }
     drop_empty(&mut whole);
     let ours = render::fields(&object);
-    let extra = overlay::difference(&whole, &ours).map(|extra| extra.to_string()).unwrap_or_default();
+    let extra = overlay::difference(&whole, &ours).map(|extra| overlay::canonical(extra).to_string()).unwrap_or_default();
     match &mut object.kind {
         Some(object::Kind::Namespace(it)) => it.extra_json = extra,
         Some(object::Kind::Node(it)) => it.extra_json = extra,

@@ -29,6 +29,20 @@ pub fn difference(whole: &Value, ours: &Value) -> Option<Value> {
     }
 }
 
+/// The same value with the keys of every object in order: equal contents are equal texts.
+#[must_use]
+pub fn canonical(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<(String, Value)> = map.into_iter().map(|(key, value)| (key, canonical(value))).collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(entries.into_iter().collect())
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(canonical).collect()),
+        other => other,
+    }
+}
+
 /// `ours` with what the overlay adds; where both say something, ours counts.
 pub fn join(ours: &mut Value, overlay: &Value) {
     match (ours, overlay) {

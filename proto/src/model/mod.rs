@@ -1,6 +1,7 @@
 //! The validated vocabulary: keys, revisions, problems. What a wire message may still get wrong, a model type can't.
 
 mod object;
+pub mod selector;
 
 pub use object::ObjectRef;
 
