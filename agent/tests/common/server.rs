@@ -25,6 +25,8 @@ pub struct Stream {
     pub hello: Hello,
     /// What it says.
     pub inbound: mpsc::Receiver<Kind>,
+    /// Pod reports that came while an acknowledgement was waited for: their order is not fixed.
+    passed: Vec<PodReadiness>,
     outbound: mpsc::Sender<Result<ServerMessage, Status>>,
 }
 
@@ -62,6 +64,7 @@ impl Stream {
             match self.next().await {
                 Kind::Applied(applied) => return applied.revision,
                 Kind::Failed(failed) => panic!("failed: {}", failed.error),
+                Kind::PodStatus(report) => self.passed.extend(report.pods),
                 _ => {}
             }
         }
@@ -73,12 +76,16 @@ impl Stream {
         name: &str,
         wanted: impl Fn(&PodReadiness) -> bool,
     ) -> PodReadiness {
+        let fits = |pod: &PodReadiness| pod.name == name && wanted(pod);
+        if let Some(index) = self.passed.iter().position(fits) {
+            return self.passed.remove(index);
+        }
         loop {
             if let Kind::PodStatus(report) = self.next().await
                 && let Some(pod) = report
                     .pods
                     .into_iter()
-                    .find(|pod| pod.name == name && wanted(pod))
+                    .find(fits)
             {
                 return pod;
             }
@@ -118,6 +125,7 @@ impl NodeSync for Service {
             .send(Stream {
                 hello,
                 inbound: received,
+                passed: Vec::new(),
                 outbound,
             })
             .await;

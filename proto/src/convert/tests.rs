@@ -180,7 +180,7 @@ fn unknown_fields_are_named_by_path_and_left_out() {
     value["metadata"]["annotations"] = json!({"a.b/c": "x"});
     value["spek"] = json!(1);
     let decoded = manifest::decode(&value).unwrap();
-    assert_eq!(decoded.unknown, ["spec.containers[1].imagePulPolicy", "spek"]);
+    assert_eq!(decoded.unknown, ["spec.containers[0].portz", "spec.containers[1].imagePulPolicy", "spek"]);
     let rendered = manifest::render(&decoded.object);
     assert_eq!(rendered["spec"]["containers"][1].get("imagePulPolicy"), None);
     assert_eq!(rendered.get("spek"), None);

@@ -35,7 +35,7 @@ fn wrong_type(_: &Value, message: &str) -> Invalid {
     Invalid { field: "<document>".into(), reason: "FieldValueTypeInvalid", message: format!("Invalid value: {message}") }
 }
 
-/// Compares key by key; what is empty is not missed (Kubernetes' types leave it out).
+/// Compares key by key; null is as good as absent.
 fn compare(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => {
@@ -43,7 +43,7 @@ fn compare(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) 
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 match known.get(key) {
                     Some(inner) => compare(value, inner, &path, unknown),
-                    None if is_empty(value) => {}
+                    None if value.is_null() => {}
                     None => unknown.push(path),
                 }
             }
@@ -54,14 +54,5 @@ fn compare(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) 
             }
         }
         _ => {}
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Object(map) => map.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        _ => false,
     }
 }
