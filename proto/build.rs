@@ -53,13 +53,8 @@ const SPECIAL_NAMES: &[(&str, &str)] = &[
 ];
 
 /// Never in a manifest: kept beside it.
-const UNRENDERED: &[&str] = &[
-    "ObjectMeta.last_applied",
-    "Namespace.extra_json",
-    "Node.extra_json",
-    "Pod.extra_json",
-    "Service.extra_json",
-];
+const UNRENDERED: &[&str] =
+    &["ObjectMeta.last_applied", "Namespace.extra_json", "Node.extra_json", "Pod.extra_json", "Service.extra_json"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -89,10 +84,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .field_attribute(&path, "#[serde(skip_serializing_if = \"crate::json::is_default\", deserialize_with = \"crate::json::null_is_default\")]");
     }
     for (field, name) in SPECIAL_NAMES {
-        build = build.field_attribute(
-            format!(".fairlead.v1.{field}"),
-            format!("#[serde(rename = \"{name}\")]"),
-        );
+        build = build.field_attribute(format!(".fairlead.v1.{field}"), format!("#[serde(rename = \"{name}\")]"));
     }
     for field in UNRENDERED {
         build = build.field_attribute(format!(".fairlead.v1.{field}"), "#[serde(skip)]");

@@ -55,10 +55,7 @@ impl Book {
     pub fn take(&self, limit: usize) -> Vec<PodReadiness> {
         let mut pages = self.lock();
         let names: Vec<_> = pages.unsent.iter().take(limit).cloned().collect();
-        let words = names
-            .iter()
-            .filter_map(|name| pages.words.get(name).cloned())
-            .collect();
+        let words = names.iter().filter_map(|name| pages.words.get(name).cloned()).collect();
         for name in &names {
             pages.unsent.remove(name);
         }
@@ -85,12 +82,7 @@ mod tests {
     use super::*;
 
     fn word(name: &str, ready: bool) -> PodReadiness {
-        PodReadiness {
-            namespace: "default".into(),
-            name: name.into(),
-            ready,
-            ..PodReadiness::default()
-        }
+        PodReadiness { namespace: "default".into(), name: name.into(), ready, ..PodReadiness::default() }
     }
 
     #[test]

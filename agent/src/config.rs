@@ -77,13 +77,7 @@ pub enum Mode {
 
 impl Mode {
     /// Every mode.
-    pub const ALL: [Self; 5] = [
-        Self::Auto,
-        Self::Iptables,
-        Self::Ipvs,
-        Self::Nftables,
-        Self::DryRun,
-    ];
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Iptables, Self::Ipvs, Self::Nftables, Self::DryRun];
 
     /// Its name.
     #[must_use]
@@ -113,10 +107,7 @@ impl FromStr for Mode {
     type Err = UnknownMode;
 
     fn from_str(text: &str) -> Result<Self, UnknownMode> {
-        Self::ALL
-            .into_iter()
-            .find(|mode| mode.name() == text)
-            .ok_or_else(|| UnknownMode(text.to_owned()))
+        Self::ALL.into_iter().find(|mode| mode.name() == text).ok_or_else(|| UnknownMode(text.to_owned()))
     }
 }
 

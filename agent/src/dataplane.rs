@@ -55,36 +55,24 @@ impl Dataplane {
 #[must_use]
 pub fn frontends(view: &NodeView, facts: &NodeFacts) -> Vec<DataplaneFrontend> {
     let zone = crate::plan::compile::zone(view, facts);
-    view.services
-        .values()
-        .flat_map(|service| of_service(service, facts, &zone))
-        .take(FRONTENDS)
-        .collect()
+    view.services.values().flat_map(|service| of_service(service, facts, &zone)).take(FRONTENDS).collect()
 }
 
 fn of_service(service: &ServiceView, facts: &NodeFacts, zone: &str) -> Vec<DataplaneFrontend> {
     let mut all = Vec::new();
     for family in Family::ALL {
         for plan in ports(service, facts, (zone, family)) {
-            let frontend =
-                |address: IpAddr, port: u16, endpoints: &[SocketAddr]| DataplaneFrontend {
-                    service: plan.name.clone(),
-                    protocol: plan.protocol.name().to_ascii_uppercase(),
-                    address: address.to_string(),
-                    port: u32::from(port),
-                    backends: endpoints.iter().map(SocketAddr::to_string).collect(),
-                };
-            all.extend(
-                plan.cluster_ips
-                    .iter()
-                    .map(|ip| frontend(*ip, plan.port, plan.internal())),
-            );
+            let frontend = |address: IpAddr, port: u16, endpoints: &[SocketAddr]| DataplaneFrontend {
+                service: plan.name.clone(),
+                protocol: plan.protocol.name().to_ascii_uppercase(),
+                address: address.to_string(),
+                port: u32::from(port),
+                backends: endpoints.iter().map(SocketAddr::to_string).collect(),
+            };
+            all.extend(plan.cluster_ips.iter().map(|ip| frontend(*ip, plan.port, plan.internal())));
             let outside = plan.external_ips.iter().chain(&plan.load_balancer_ips);
             all.extend(outside.map(|ip| frontend(*ip, plan.port, plan.outside())));
-            let node_ips = facts
-                .node_ips
-                .iter()
-                .filter(|ip| Family::of(**ip) == family);
+            let node_ips = facts.node_ips.iter().filter(|ip| Family::of(**ip) == family);
             all.extend(
                 plan.node_port
                     .into_iter()
@@ -101,9 +89,7 @@ fn cut(mut rules: String) -> String {
         let end = rules[..RULES_BYTES].rfind('\n').unwrap_or(0);
         let left = rules[end..].lines().count();
         rules.truncate(end);
-        rules.push_str(&format!(
-            "\n# {left} more lines; look on the node with iptables-save\n"
-        ));
+        rules.push_str(&format!("\n# {left} more lines; look on the node with iptables-save\n"));
     }
     rules
 }

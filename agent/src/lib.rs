@@ -51,9 +51,7 @@ pub enum AgentError {
     #[error(transparent)]
     Prefix(#[from] InvalidPrefix),
     /// A data plane that isn't there yet.
-    #[error(
-        "mode {0} is not available in this version: use iptables, or dry-run to only render the rules"
-    )]
+    #[error("mode {0} is not available in this version: use iptables, or dry-run to only render the rules")]
     Unavailable(Mode),
     /// Not root.
     #[error("{0} needs root: run as root, or with --mode dry-run")]
@@ -109,35 +107,20 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), AgentE
         node_name: config.node_name.clone(),
         node_ips: vec![node_ip],
         names,
-        local_cidrs: config
-            .cluster_cidr
-            .or(config.pod_cidr)
-            .into_iter()
-            .collect(),
+        local_cidrs: config.cluster_cidr.or(config.pod_cidr).into_iter().collect(),
         masquerade_all: config.masquerade_all,
     };
     let shared = Arc::new(Shared::new(loaded.view));
     let (progress, served) = watch::channel(Progress::default());
-    let dataplane = Arc::new(Dataplane {
-        kernel: kernel.clone(),
-        facts: facts.clone(),
-        shared: shared.clone(),
-        progress: served,
-    });
-    let sync = Sync::new(
-        greeting(&config, kernel.mode(), node_ip),
-        shared.clone(),
-        dataplane,
-        (store, loaded.cluster_id),
-    );
+    let dataplane =
+        Arc::new(Dataplane { kernel: kernel.clone(), facts: facts.clone(), shared: shared.clone(), progress: served });
+    let sync =
+        Sync::new(greeting(&config, kernel.mode(), node_ip), shared.clone(), dataplane, (store, loaded.cluster_id));
     let probes = Probes::new(shared.clone(), sync.book(), node_ip);
     let namespace = config.netns.clone().filter(|_| mode != Mode::DryRun);
 
     let mut tasks = Tasks::new(cancel.clone());
-    tasks.spawn(
-        "reconcile",
-        Reconcile::new(shared, kernel, facts, progress).run(cancel.clone()),
-    );
+    tasks.spawn("reconcile", Reconcile::new(shared, kernel, facts, progress).run(cancel.clone()));
     tasks.spawn("sync", sync.run(cancel.clone()));
     tasks.spawn("probe", probes.run(namespace, cancel.clone()));
     let ended = tasks.until_end().await;
@@ -185,22 +168,15 @@ fn foreign(owner: Owner, names: &Names) -> Result<(), AgentError> {
         Owner::KubeProxy => "a kube-proxy",
         Owner::Unmarked => "somebody else, probably a kube-proxy,",
     };
-    Err(AgentError::Foreign {
-        prefix: names.prefix().to_owned(),
-        owner,
-    })
+    Err(AgentError::Foreign { prefix: names.prefix().to_owned(), owner })
 }
 
 fn check(config: &Config) -> Result<(), AgentError> {
     if config.node_name.is_empty() {
-        return Err(AgentError::Config(
-            "an agent needs a name: --node-name".to_owned(),
-        ));
+        return Err(AgentError::Config("an agent needs a name: --node-name".to_owned()));
     }
     if config.servers.is_empty() {
-        return Err(AgentError::Config(
-            "an agent needs its servers: --server host:7400,host:7400,…".to_owned(),
-        ));
+        return Err(AgentError::Config("an agent needs its servers: --server host:7400,host:7400,…".to_owned()));
     }
     if config.renew_seconds == 0 || config.grace_seconds <= config.renew_seconds {
         return Err(AgentError::Config(
@@ -225,19 +201,13 @@ fn resolve(mode: Mode) -> Result<Mode, AgentError> {
 async fn route_source(servers: &[String]) -> Result<IpAddr, AgentError> {
     let mut last = String::new();
     for server in servers {
-        let server = server
-            .split_once("://")
-            .map_or(server.as_str(), |(_, rest)| rest);
+        let server = server.split_once("://").map_or(server.as_str(), |(_, rest)| rest);
         let found = async {
             let target = tokio::net::lookup_host(server)
                 .await?
                 .next()
                 .ok_or_else(|| std::io::Error::other("it has no address"))?;
-            let local = if target.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            };
+            let local = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let socket = UdpSocket::bind(local).await?;
             // Nothing is sent: connecting a UDP socket only chooses the route.
             socket.connect(target).await?;
@@ -262,17 +232,11 @@ fn greeting(config: &Config, mode: &str, node_ip: IpAddr) -> Greeting {
         renew_seconds: config.renew_seconds,
         grace_seconds: config.grace_seconds,
         labels: config.labels.clone().into_iter().collect(),
-        pod_cidr: config
-            .pod_cidr
-            .map(|cidr| cidr.to_string())
-            .unwrap_or_default(),
+        pod_cidr: config.pod_cidr.map(|cidr| cidr.to_string()).unwrap_or_default(),
         probes_pods: true,
         ..Hello::default()
     };
-    Greeting {
-        hello,
-        servers: config.servers.clone(),
-    }
+    Greeting { hello, servers: config.servers.clone() }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -300,31 +264,13 @@ mod tests {
         let model = Model::default();
         assert!(check_owner(&model, &names(), false).is_ok());
         model.tamper(|tables| {
-            let nat = tables
-                .observed
-                .chains
-                .entry(Space::new(Family::V4, Table::Nat))
-                .or_default();
-            nat.insert(
-                "KUBE-SERVICES".into(),
-                vec![Line {
-                    rule: None,
-                    text: "-j ACCEPT".into(),
-                }],
-            );
+            let nat = tables.observed.chains.entry(Space::new(Family::V4, Table::Nat)).or_default();
+            nat.insert("KUBE-SERVICES".into(), vec![Line { rule: None, text: "-j ACCEPT".into() }]);
         });
-        let said = check_owner(&model, &names(), false)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            said.contains("--chain-prefix") && said.lines().count() == 1,
-            "{said}"
-        );
+        let said = check_owner(&model, &names(), false).unwrap_err().to_string();
+        assert!(said.contains("--chain-prefix") && said.lines().count() == 1, "{said}");
         assert!(clean(&model, &names()).is_err(), "nor are they cleaned up");
-        assert!(
-            check_owner(&model, &names(), true).is_ok(),
-            "a lost marker doesn't stop a node that had a view"
-        );
+        assert!(check_owner(&model, &names(), true).is_ok(), "a lost marker doesn't stop a node that had a view");
         assert!(check_owner(&model, &Names::new("FLEAD").unwrap(), false).is_ok());
         model.tamper(|tables| tables.observed.canary = true);
         assert!(check_owner(&model, &names(), true).is_err());
@@ -340,54 +286,14 @@ mod tests {
             ..Config::default()
         };
         for (config, part) in [
-            (
-                Config {
-                    node_name: String::new(),
-                    ..good()
-                },
-                "--node-name",
-            ),
-            (
-                Config {
-                    servers: Vec::new(),
-                    ..good()
-                },
-                "--server",
-            ),
-            (
-                Config {
-                    grace_seconds: 1,
-                    renew_seconds: 1,
-                    ..good()
-                },
-                "--grace-seconds",
-            ),
-            (
-                Config {
-                    chain_prefix: "x".into(),
-                    ..good()
-                },
-                "chain prefix",
-            ),
-            (
-                Config {
-                    mode: Mode::Ipvs,
-                    ..good()
-                },
-                "mode ipvs is not available",
-            ),
-            (
-                Config {
-                    mode: Mode::Nftables,
-                    ..good()
-                },
-                "mode nftables is not available",
-            ),
+            (Config { node_name: String::new(), ..good() }, "--node-name"),
+            (Config { servers: Vec::new(), ..good() }, "--server"),
+            (Config { grace_seconds: 1, renew_seconds: 1, ..good() }, "--grace-seconds"),
+            (Config { chain_prefix: "x".into(), ..good() }, "chain prefix"),
+            (Config { mode: Mode::Ipvs, ..good() }, "mode ipvs is not available"),
+            (Config { mode: Mode::Nftables, ..good() }, "mode nftables is not available"),
         ] {
-            let said = run(config, CancellationToken::new())
-                .await
-                .unwrap_err()
-                .to_string();
+            let said = run(config, CancellationToken::new()).await.unwrap_err().to_string();
             assert!(said.contains(part) && said.lines().count() == 1, "{said}");
         }
     }

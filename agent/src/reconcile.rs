@@ -143,18 +143,14 @@ impl Reconcile {
             // A new view may be what mends a refused one: it doesn't wait for the retry.
             Some(Some(changes)) if self.known => Some(Round::Step(changes)),
             Some(Some(_)) => Some(Round::Whole),
-            Some(None) | None => {
-                (!self.known && !waiting && self.desired.is_some()).then_some(Round::Whole)
-            }
+            Some(None) | None => (!self.known && !waiting && self.desired.is_some()).then_some(Round::Whole),
         }
     }
 
     /// The newest view asks for nothing new: it is served too.
     fn note_version(&self) {
         let version = self.version;
-        self.progress.send_if_modified(|progress| {
-            std::mem::replace(&mut progress.version, version) != version
-        });
+        self.progress.send_if_modified(|progress| std::mem::replace(&mut progress.version, version) != version);
     }
 
     /// Brings `desired` to the view. `None`: nothing was touched.
@@ -165,8 +161,7 @@ impl Reconcile {
             self.desired = Some(compile_view(view, &self.facts));
             return Some(Changes::new());
         };
-        let whole =
-            touched.all || (touched.nodes && compile::zone(view, &self.facts) != desired.zone);
+        let whole = touched.all || (touched.nodes && compile::zone(view, &self.facts) != desired.zone);
         let changes = if whole {
             let next = compile_view(view, &self.facts);
             desired.zone.clone_from(&next.zone);
@@ -225,12 +220,7 @@ impl Reconcile {
                 self.style = Style::Edit;
                 self.retry = RETRY.0;
                 self.retry_at = None;
-                self.progress.send_replace(Progress {
-                    version: self.version,
-                    applied: revision,
-                    took,
-                    failed: None,
-                });
+                self.progress.send_replace(Progress { version: self.version, applied: revision, took, failed: None });
             }
             Err(error) => {
                 metrics::counter!("fairlead_agent_sync_rules_failures_total").increment(1);
@@ -258,11 +248,7 @@ impl Reconcile {
         }
         let kernel = self.kernel.clone();
         let reading = tokio::task::spawn_blocking(move || kernel.observe());
-        self.audit = Some(Audit {
-            begun: Instant::now(),
-            reading,
-            since: Vec::new(),
-        });
+        self.audit = Some(Audit { begun: Instant::now(), reading, since: Vec::new() });
     }
 
     /// An audit has read the kernel: what differs is drift.
@@ -279,11 +265,7 @@ impl Reconcile {
                 return;
             }
         };
-        let Some(desired) = self
-            .desired
-            .as_ref()
-            .filter(|_| self.known && audit.since.len() < OVERTAKEN)
-        else {
+        let Some(desired) = self.desired.as_ref().filter(|_| self.known && audit.since.len() < OVERTAKEN) else {
             return;
         };
         observed.replay(&audit.since);
@@ -299,10 +281,7 @@ impl Reconcile {
 }
 
 fn name_drift(ops: &[Op]) {
-    let rules: Vec<_> = ops
-        .iter()
-        .filter(|op| !matches!(op, Op::Forget(_)))
-        .collect();
+    let rules: Vec<_> = ops.iter().filter(|op| !matches!(op, Op::Forget(_))).collect();
     metrics::counter!("fairlead_agent_drift_total").increment(rules.len() as u64);
     for op in rules.iter().take(NAMED) {
         tracing::warn!("drift, repairing: {op}");

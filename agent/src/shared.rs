@@ -30,33 +30,16 @@ impl Shared {
     /// Starts with a view (of the last run), all of which is to be looked at.
     #[must_use]
     pub fn new(view: NodeView) -> Self {
-        let all = Touched {
-            all: true,
-            ..Touched::default()
-        };
-        let inner = Inner {
-            view,
-            for_rules: all.clone(),
-            for_probes: all,
-        };
-        Self {
-            inner: Mutex::new(inner),
-            version: watch::Sender::new(0),
-        }
+        let all = Touched { all: true, ..Touched::default() };
+        let inner = Inner { view, for_rules: all.clone(), for_probes: all };
+        Self { inner: Mutex::new(inner), version: watch::Sender::new(0) }
     }
 
     /// Revision and digest of the view.
     #[must_use]
     pub fn have(&self) -> (u64, Vec<u8>) {
         let inner = self.lock();
-        (
-            inner.view.revision,
-            if inner.view.revision == 0 {
-                Vec::new()
-            } else {
-                inner.view.digest()
-            },
-        )
+        (inner.view.revision, if inner.view.revision == 0 { Vec::new() } else { inner.view.digest() })
     }
 
     /// Folds all parts of one step. Nobody is woken yet: see [`Shared::announce`].

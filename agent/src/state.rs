@@ -33,9 +33,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// Another agent has it.
-    #[error(
-        "state directory {0} is in use by another agent: stop that one, or choose another with --state-dir"
-    )]
+    #[error("state directory {0} is in use by another agent: stop that one, or choose another with --state-dir")]
     InUse(String),
 }
 
@@ -65,33 +63,18 @@ impl Store {
     /// [`StateError`]. Damaged content is none: it is logged and the agent starts empty.
     pub fn open(directory: &Path) -> Result<(Self, Loaded), StateError> {
         let shown = directory.display().to_string();
-        let failed = |source| StateError::Io {
-            path: shown.clone(),
-            source,
-        };
+        let failed = |source| StateError::Io { path: shown.clone(), source };
         std::fs::create_dir_all(directory).map_err(failed)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(directory.join("lock"))
-            .map_err(failed)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| StateError::InUse(shown.clone()))?;
-        let mut store = Self {
-            directory: directory.to_owned(),
-            log: None,
-            log_bytes: 0,
-            snapshot_bytes: 0,
-            _lock: lock,
-        };
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock")).map_err(failed)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| StateError::InUse(shown.clone()))?;
+        let mut store =
+            Self { directory: directory.to_owned(), log: None, log_bytes: 0, snapshot_bytes: 0, _lock: lock };
         let loaded = store.load().unwrap_or_else(|error| {
             tracing::error!(path = shown, %error, "the last view can't be read; starting without one until a server sends it");
             Loaded::default()
         });
-        store
-            .write(&snapshot(&loaded.cluster_id, &loaded.view))
-            .map_err(failed)?;
+        store.write(&snapshot(&loaded.cluster_id, &loaded.view)).map_err(failed)?;
         Ok((store, loaded))
     }
 
@@ -104,10 +87,7 @@ impl Store {
         for part in parts {
             push_record(&mut bytes, &part.encode_to_vec());
         }
-        let log = self
-            .log
-            .as_mut()
-            .ok_or_else(|| io::Error::other("the log isn't open"))?;
+        let log = self.log.as_mut().ok_or_else(|| io::Error::other("the log isn't open"))?;
         log.write_all(&bytes)?;
         self.log_bytes += bytes.len() as u64;
         Ok(self.log_bytes <= LOG_BYTES.max(self.snapshot_bytes))
@@ -118,10 +98,7 @@ impl Store {
     /// # Errors
     /// The disk's; the old snapshot and log are then still there, or the new snapshot with a log it has no use for.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let (path, temporary) = (
-            self.directory.join(SNAPSHOT),
-            self.directory.join("view.tmp"),
-        );
+        let (path, temporary) = (self.directory.join(SNAPSHOT), self.directory.join("view.tmp"));
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -138,19 +115,14 @@ impl Store {
         let Some(bytes) = read(&self.directory.join(SNAPSHOT))? else {
             return Ok(Loaded::default());
         };
-        let damaged =
-            |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{SNAPSHOT}: {what}"));
-        let mut rest = bytes
-            .strip_prefix(MAGIC)
-            .ok_or_else(|| damaged("not a view of this version"))?;
+        let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{SNAPSHOT}: {what}"));
+        let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("not a view of this version"))?;
         let cluster_id = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
-        let cluster_id =
-            String::from_utf8(cluster_id.to_vec()).map_err(|_| damaged("damaged cluster id"))?;
+        let cluster_id = String::from_utf8(cluster_id.to_vec()).map_err(|_| damaged("damaged cluster id"))?;
         let record = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
         let delta = NodeDelta::decode(record).map_err(|error| damaged(&error.to_string()))?;
         let mut view = NodeView::default();
-        view.fold(&delta)
-            .map_err(|error| damaged(&error.to_string()))?;
+        view.fold(&delta).map_err(|error| damaged(&error.to_string()))?;
         self.replay(&mut view)?;
         Ok(Loaded { cluster_id, view })
     }
@@ -160,9 +132,7 @@ impl Store {
         let bytes = read(&self.directory.join(LOG))?.unwrap_or_default();
         let mut rest = bytes.as_slice();
         let mut parts = Vec::new();
-        while let Some(part) =
-            take_record(&mut rest).and_then(|record| NodeDelta::decode(record).ok())
-        {
+        while let Some(part) = take_record(&mut rest).and_then(|record| NodeDelta::decode(record).ok()) {
             let last = !part.more;
             parts.push(part);
             if !last {
@@ -229,26 +199,13 @@ mod tests {
     use fairlead_proto::v1::ServiceItem;
 
     fn delta(from: Option<u64>, to: u64, name: &str) -> NodeDelta {
-        let item = ServiceItem {
-            namespace: "default".into(),
-            name: name.into(),
-            ..ServiceItem::default()
-        };
-        NodeDelta {
-            from,
-            to,
-            upsert_services: vec![item],
-            ..NodeDelta::default()
-        }
+        let item = ServiceItem { namespace: "default".into(), name: name.into(), ..ServiceItem::default() };
+        NodeDelta { from, to, upsert_services: vec![item], ..NodeDelta::default() }
     }
 
     fn services(directory: &Path) -> (String, u64, usize) {
         let (_, loaded) = Store::open(directory).unwrap();
-        (
-            loaded.cluster_id,
-            loaded.view.revision,
-            loaded.view.services.len(),
-        )
+        (loaded.cluster_id, loaded.view.revision, loaded.view.services.len())
     }
 
     fn filled(directory: &Path) {
@@ -281,10 +238,7 @@ mod tests {
             std::fs::copy(directory.path().join(SNAPSHOT), copy.path().join(SNAPSHOT)).unwrap();
             std::fs::write(copy.path().join(LOG), &log[..cut]).unwrap();
             let (_, revision, count) = services(copy.path());
-            assert!(
-                matches!((revision, count), (1, 1) | (2, 2)),
-                "{revision} {count}"
-            );
+            assert!(matches!((revision, count), (1, 1) | (2, 2)), "{revision} {count}");
         }
         let mut bytes = std::fs::read(directory.path().join(SNAPSHOT)).unwrap();
         let last = bytes.len() - 1;
@@ -307,9 +261,6 @@ mod tests {
     fn two_agents_do_not_share_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let _held = Store::open(directory.path()).unwrap();
-        assert!(matches!(
-            Store::open(directory.path()),
-            Err(StateError::InUse(_))
-        ));
+        assert!(matches!(Store::open(directory.path()), Err(StateError::InUse(_))));
     }
 }

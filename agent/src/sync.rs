@@ -11,8 +11,8 @@ use crate::shared::Shared;
 use crate::state::{Store, snapshot};
 use fairlead_proto::v1::node_sync_client::NodeSyncClient;
 use fairlead_proto::v1::{
-    AgentMessage, Applied, DataplaneAnswer, DataplaneQuery, Failed, Heartbeat, Hello, NodeDelta,
-    PodStatusReport, ServerMessage, Welcome, agent_message, server_message,
+    AgentMessage, Applied, DataplaneAnswer, DataplaneQuery, Failed, Heartbeat, Hello, NodeDelta, PodStatusReport,
+    ServerMessage, Welcome, agent_message, server_message,
 };
 use fairlead_proto::view::FoldError;
 use rand::Rng as _;
@@ -122,12 +122,7 @@ impl Sync {
         let mut at = rand::rng().random_range(0..self.greeting.servers.len().max(1));
         let mut wait = BACKOFF.0;
         let mut last = String::new();
-        while let Some(server) = self
-            .greeting
-            .servers
-            .get(at % self.greeting.servers.len().max(1))
-            .cloned()
-        {
+        while let Some(server) = self.greeting.servers.get(at % self.greeting.servers.len().max(1)).cloned() {
             let begun = Instant::now();
             let end = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -141,22 +136,10 @@ impl Sync {
             } else if matches!(end, StreamEnd::OtherCluster { .. }) || is_refusal(&end) {
                 tracing::error!(server, reason = said, "the server refuses this node");
             } else {
-                tracing::warn!(
-                    server,
-                    reason = said,
-                    "no stream to a server; the rules stay as they are"
-                );
+                tracing::warn!(server, reason = said, "no stream to a server; the rules stay as they are");
             }
-            last = if begun.elapsed() > SETTLED {
-                String::new()
-            } else {
-                said
-            };
-            wait = if begun.elapsed() > SETTLED {
-                BACKOFF.0
-            } else {
-                wait
-            };
+            last = if begun.elapsed() > SETTLED { String::new() } else { said };
+            wait = if begun.elapsed() > SETTLED { BACKOFF.0 } else { wait };
             let jittered = wait.mul_f64(rand::rng().random_range(0.5..1.0));
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -179,26 +162,13 @@ impl Sync {
         let channel = connect(server, &self.greeting.hello).await?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
         let (have, digest) = self.shared.have();
-        let hello = Hello {
-            cluster_id: self.cluster_id.clone(),
-            have,
-            digest,
-            ..self.greeting.hello.clone()
-        };
-        let mut line = Line {
-            outbound,
-            owed: None,
-            failed: None,
-        };
+        let hello = Hello { cluster_id: self.cluster_id.clone(), have, digest, ..self.greeting.hello.clone() };
+        let mut line = Line { outbound, owed: None, failed: None };
         line.send(agent_message::Kind::Hello(hello)).await?;
         let mut client = NodeSyncClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
-        let mut inbound = client
-            .sync(ReceiverStream::new(messages))
-            .await?
-            .into_inner();
-        let mut heartbeat = tokio::time::interval(Duration::from_secs(u64::from(
-            self.greeting.hello.renew_seconds.max(1),
-        )));
+        let mut inbound = client.sync(ReceiverStream::new(messages)).await?.into_inner();
+        let mut heartbeat =
+            tokio::time::interval(Duration::from_secs(u64::from(self.greeting.hello.renew_seconds.max(1))));
         let mut parts = Vec::new();
         let (answers, mut answered) = mpsc::channel::<DataplaneAnswer>(2);
         self.book.report_all();
@@ -266,17 +236,9 @@ impl Sync {
             self.save().await;
         }
         if self.cluster_id != welcome.cluster_id {
-            return Err(StreamEnd::OtherCluster {
-                ours: self.cluster_id.clone(),
-                theirs: welcome.cluster_id.clone(),
-            });
+            return Err(StreamEnd::OtherCluster { ours: self.cluster_id.clone(), theirs: welcome.cluster_id.clone() });
         }
-        tracing::info!(
-            server,
-            name = welcome.server,
-            cluster = welcome.cluster_id,
-            "connected"
-        );
+        tracing::info!(server, name = welcome.server, cluster = welcome.cluster_id, "connected");
         Ok(())
     }
 
@@ -284,14 +246,8 @@ impl Sync {
     async fn fold(&mut self, parts: Vec<NodeDelta>, line: &mut Line) -> Result<(), StreamEnd> {
         let whole = parts.first().is_some_and(|part| part.from.is_none());
         self.shared.fold(&parts)?;
-        let appended = if whole {
-            Ok(false)
-        } else {
-            self.store
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .append(&parts)
-        };
+        let appended =
+            if whole { Ok(false) } else { self.store.lock().unwrap_or_else(PoisonError::into_inner).append(&parts) };
         if !matches!(appended, Ok(true)) {
             self.save().await;
         }
@@ -305,12 +261,7 @@ impl Sync {
     async fn save(&mut self) {
         let bytes = self.shared.look(|view| snapshot(&self.cluster_id, view));
         let store = self.store.clone();
-        let write = move || {
-            store
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write(&bytes)
-        };
+        let write = move || store.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes);
         let written = tokio::task::spawn_blocking(write).await;
         if let Err(error) = written.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
             tracing::error!(%error, "the view can't be saved; after a restart this agent will start from an older one");
@@ -338,10 +289,7 @@ struct Line {
 
 impl Line {
     async fn send(&mut self, kind: agent_message::Kind) -> Result<(), StreamEnd> {
-        self.outbound
-            .send(AgentMessage { kind: Some(kind) })
-            .await
-            .map_err(|_| StreamEnd::Closed)
+        self.outbound.send(AgentMessage { kind: Some(kind) }).await.map_err(|_| StreamEnd::Closed)
     }
 
     /// Says what the kernel serves, or refuses, if the server waits for it or believes otherwise.
@@ -350,10 +298,7 @@ impl Line {
             if self.failed != progress.failed {
                 self.failed.clone_from(&progress.failed);
                 self.owed = Some(self.owed.unwrap_or(progress.version));
-                let failed = Failed {
-                    revision: *revision,
-                    error: error.clone(),
-                };
+                let failed = Failed { revision: *revision, error: error.clone() };
                 return self.send(agent_message::Kind::Failed(failed)).await;
             }
             return Ok(());
@@ -364,11 +309,7 @@ impl Line {
         self.owed = None;
         self.failed = None;
         let took_us = u64::try_from(progress.took.as_micros()).unwrap_or(u64::MAX);
-        self.send(agent_message::Kind::Applied(Applied {
-            revision: progress.applied,
-            took_us,
-        }))
-        .await
+        self.send(agent_message::Kind::Applied(Applied { revision: progress.applied, took_us })).await
     }
 }
 
@@ -378,11 +319,7 @@ fn is_refusal(end: &StreamEnd) -> bool {
 }
 
 async fn connect(server: &str, hello: &Hello) -> Result<Channel, StreamEnd> {
-    let uri = if server.contains("://") {
-        server.to_owned()
-    } else {
-        format!("http://{server}")
-    };
+    let uri = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     // A server that vanished without a word is noticed well within the grace.
     let patience = Duration::from_secs(u64::from(hello.grace_seconds / 2).clamp(2, 20));
     let endpoint = Endpoint::from_shared(uri)?

@@ -27,11 +27,7 @@ impl Tasks {
     /// An empty set whose tasks end with `cancel`.
     #[must_use]
     pub fn new(cancel: CancellationToken) -> Self {
-        Self {
-            set: JoinSet::new(),
-            names: HashMap::new(),
-            cancel,
-        }
+        Self { set: JoinSet::new(), names: HashMap::new(), cancel }
     }
 
     /// Starts a task.

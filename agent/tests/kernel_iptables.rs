@@ -18,8 +18,8 @@ use fairlead_agent::kernel::linux::{Flavor, Iptables, in_namespace};
 use fairlead_agent::plan::diff::{Style, diff, step};
 use fairlead_agent::plan::{Desired, Names, NodeFacts, compile};
 use fairlead_proto::v1::{
-    Container, Endpoint, IntOrString, ObjectMeta, Pod, PodSpec, PodStatus, Probe, ServiceItem,
-    TcpSocketAction, int_or_string,
+    Container, Endpoint, IntOrString, ObjectMeta, Pod, PodSpec, PodStatus, Probe, ServiceItem, TcpSocketAction,
+    int_or_string,
 };
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -38,9 +38,7 @@ struct Net {
 impl Net {
     fn build(tag: &str) -> Self {
         require();
-        let net = Self {
-            prefix: format!("fl{}{tag}", std::process::id()),
-        };
+        let net = Self { prefix: format!("fl{}{tag}", std::process::id()) };
         for name in ["node", "pod1", "pod2", "out"] {
             sh(&format!("ip netns add {}", net.name(name)));
             sh(&format!("ip -n {} link set lo up", net.name(name)));
@@ -52,55 +50,24 @@ impl Net {
             net.name("node")
         ));
         for (index, name, v4, gateway, v6, gateway6) in [
-            (
-                1,
-                "pod1",
-                "10.244.1.2",
-                "10.244.1.1",
-                "fd00:244:1::2",
-                "fd00:244:1::1",
-            ),
-            (
-                2,
-                "pod2",
-                "10.244.2.2",
-                "10.244.2.1",
-                "fd00:244:2::2",
-                "fd00:244:2::1",
-            ),
-            (
-                3,
-                "out",
-                "192.0.2.2",
-                "192.0.2.1",
-                "2001:db8::2",
-                "2001:db8::1",
-            ),
+            (1, "pod1", "10.244.1.2", "10.244.1.1", "fd00:244:1::2", "fd00:244:1::1"),
+            (2, "pod2", "10.244.2.2", "10.244.2.1", "fd00:244:2::2", "fd00:244:2::1"),
+            (3, "out", "192.0.2.2", "192.0.2.1", "2001:db8::2", "2001:db8::1"),
         ] {
             let (node, other) = (net.name("node"), net.name(name));
-            sh(&format!(
-                "ip -n {node} link add v{index} type veth peer name eth0 netns {other}"
-            ));
-            for (namespace, link, ip, ip6) in [
-                (&node, format!("v{index}"), gateway, gateway6),
-                (&other, "eth0".to_owned(), v4, v6),
-            ] {
+            sh(&format!("ip -n {node} link add v{index} type veth peer name eth0 netns {other}"));
+            for (namespace, link, ip, ip6) in
+                [(&node, format!("v{index}"), gateway, gateway6), (&other, "eth0".to_owned(), v4, v6)]
+            {
                 sh(&format!("ip -n {namespace} addr add {ip}/24 dev {link}"));
-                sh(&format!(
-                    "ip -n {namespace} -6 addr add {ip6}/64 dev {link} nodad"
-                ));
+                sh(&format!("ip -n {namespace} -6 addr add {ip6}/64 dev {link} nodad"));
                 sh(&format!("ip -n {namespace} link set {link} up"));
             }
             sh(&format!("ip -n {other} route add default via {gateway}"));
-            sh(&format!(
-                "ip -n {other} -6 route add default via {gateway6}"
-            ));
+            sh(&format!("ip -n {other} -6 route add default via {gateway6}"));
         }
         // A destination needs some route before OUTPUT can rewrite it.
-        sh(&format!(
-            "ip -n {} route add default via 192.0.2.2",
-            net.name("node")
-        ));
+        sh(&format!("ip -n {} route add default via 192.0.2.2", net.name("node")));
         for pod in ["pod1", "pod2"] {
             net.serve(pod);
         }
@@ -122,10 +89,7 @@ impl Net {
     /// A pod: answers TCP 8080 with "pod peer" and UDP 8053 with "pod".
     fn serve(&self, pod: &'static str) {
         let (tcp, udp) = self.inside(pod, || {
-            (
-                TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080)).unwrap(),
-                UdpSocket::bind("0.0.0.0:8053").unwrap(),
-            )
+            (TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080)).unwrap(), UdpSocket::bind("0.0.0.0:8053").unwrap())
         });
         std::thread::spawn(move || {
             for mut stream in tcp.incoming().flatten() {
@@ -151,14 +115,9 @@ impl Net {
                     Ok(mut stream) => {
                         let mut text = String::new();
                         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                        stream
-                            .read_to_string(&mut text)
-                            .map(|_| text)
-                            .unwrap_or_else(|error| error.to_string())
+                        stream.read_to_string(&mut text).map(|_| text).unwrap_or_else(|error| error.to_string())
                     }
-                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                        "refused".to_owned()
-                    }
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused".to_owned(),
                     Err(error) => error.to_string(),
                 };
                 *answers.entry(answer).or_default() += 1;
@@ -168,9 +127,7 @@ impl Net {
     }
 
     fn iptables(&self, flavor: Flavor) -> Iptables {
-        Iptables::new(Names::new("KUBE").unwrap())
-            .in_namespace(Some(self.path("node")))
-            .flavor(flavor)
+        Iptables::new(Names::new("KUBE").unwrap()).in_namespace(Some(self.path("node"))).flavor(flavor)
     }
 
     /// Both tables of both families as text, without counters and dates.
@@ -178,16 +135,11 @@ impl Net {
         let mut text = String::new();
         for program in ["iptables", "ip6tables"] {
             for table in ["nat", "filter"] {
-                let saved = sh(&format!(
-                    "ip netns exec {} {program}-{flavor}-save -t {table}",
-                    self.name("node")
-                ));
-                let lines = saved.lines().filter(|line| {
-                    line.starts_with("-A") || (line.starts_with(':') && line.contains(" - "))
-                });
-                text.extend(lines.map(|line| {
-                    format!("{program} {table} {}\n", line.split(" [").next().unwrap())
-                }));
+                let saved = sh(&format!("ip netns exec {} {program}-{flavor}-save -t {table}", self.name("node")));
+                let lines = saved
+                    .lines()
+                    .filter(|line| line.starts_with("-A") || (line.starts_with(':') && line.contains(" - ")));
+                text.extend(lines.map(|line| format!("{program} {table} {}\n", line.split(" [").next().unwrap())));
             }
         }
         text
@@ -197,18 +149,13 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         for name in ["pod1", "pod2", "out", "node"] {
-            let _ = Command::new("ip")
-                .args(["netns", "del", &self.name(name)])
-                .output();
+            let _ = Command::new("ip").args(["netns", "del", &self.name(name)]).output();
         }
     }
 }
 
 fn require() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "the kernel tests need root: run them as root (sudo make test)"
-    );
+    assert!(nix::unistd::geteuid().is_root(), "the kernel tests need root: run them as root (sudo make test)");
     for (program, package) in [
         ("ip", "iproute2"),
         ("iptables-nft-save", "iptables"),
@@ -225,23 +172,13 @@ fn require() {
 
 fn sh(line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();
-    let output = Command::new(words[0])
-        .args(&words[1..])
-        .output()
-        .unwrap_or_else(|error| panic!("{line}: {error}"));
-    assert!(
-        output.status.success(),
-        "{line}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap_or_else(|error| panic!("{line}: {error}"));
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn facts() -> NodeFacts {
-    NodeFacts {
-        node_ips: vec!["192.0.2.1".parse().unwrap()],
-        ..common::facts("node1")
-    }
+    NodeFacts { node_ips: vec!["192.0.2.1".parse().unwrap()], ..common::facts("node1") }
 }
 
 /// A kernel and what it was told to hold.
@@ -255,9 +192,7 @@ impl Plane {
     fn start(kernel: Iptables, services: &[(ServiceItem, Vec<Endpoint>)]) -> Self {
         let desired = compile(&view(services), &facts());
         let observed = kernel.observe().unwrap();
-        kernel
-            .execute(&diff(&observed, &desired, Style::Edit))
-            .unwrap();
+        kernel.execute(&diff(&observed, &desired, Style::Edit)).unwrap();
         let plane = Self { kernel, desired };
         plane.holds();
         plane
@@ -283,34 +218,19 @@ impl Plane {
 const PODS: [&str; 2] = ["10.244.1.2", "10.244.2.2"];
 
 fn web(pods: &[&str]) -> (ServiceItem, Vec<Endpoint>) {
-    let item = ServiceItem {
-        r#type: "NodePort".into(),
-        ..service("web", "10.96.0.10", &["http:80:30080/TCP"])
-    };
-    (
-        item,
-        pods.iter()
-            .map(|pod| endpoint(pod, "node1", &["http:8080/TCP"]))
-            .collect(),
-    )
+    let item = ServiceItem { r#type: "NodePort".into(), ..service("web", "10.96.0.10", &["http:80:30080/TCP"]) };
+    (item, pods.iter().map(|pod| endpoint(pod, "node1", &["http:8080/TCP"])).collect())
 }
 
 fn dns(pods: &[&str]) -> (ServiceItem, Vec<Endpoint>) {
     (
         service("dns", "10.96.0.53", &["53/UDP", "sig:54/SCTP"]),
-        pods.iter()
-            .map(|pod| endpoint(pod, "node1", &["8053/UDP", "sig:8054/SCTP"]))
-            .collect(),
+        pods.iter().map(|pod| endpoint(pod, "node1", &["8053/UDP", "sig:8054/SCTP"])).collect(),
     )
 }
 
 fn six(pods: &[&str]) -> (ServiceItem, Vec<Endpoint>) {
-    (
-        service("six", "fd00:96::10", &["80/TCP"]),
-        pods.iter()
-            .map(|pod| endpoint(pod, "node1", &["8080/TCP"]))
-            .collect(),
-    )
+    (service("six", "fd00:96::10", &["80/TCP"]), pods.iter().map(|pod| endpoint(pod, "node1", &["8080/TCP"])).collect())
 }
 
 fn closed() -> (ServiceItem, Vec<Endpoint>) {
@@ -322,64 +242,30 @@ fn who(answers: &BTreeMap<String, usize>) -> Vec<&str> {
 }
 
 fn packets_go_where_the_services_say(net: &Net, flavor: Flavor) {
-    let mut plane = Plane::start(
-        net.iptables(flavor),
-        &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])],
-    );
+    let mut plane = Plane::start(net.iptables(flavor), &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
 
     let answers = net.ask("pod1", "10.96.0.10:80", 40);
     // A pod that reaches itself sees the node; the other pod sees the pod.
-    assert_eq!(
-        who(&answers),
-        ["pod1 10.244.1.1", "pod2 10.244.1.2"],
-        "{answers:?}"
-    );
-    assert!(
-        answers.values().all(|count| (5..=35).contains(count)),
-        "balanced: {answers:?}"
-    );
+    assert_eq!(who(&answers), ["pod1 10.244.1.1", "pod2 10.244.1.2"], "{answers:?}");
+    assert!(answers.values().all(|count| (5..=35).contains(count)), "balanced: {answers:?}");
     assert_eq!(
         who(&net.ask("out", "10.96.0.10:80", 20)),
         ["pod1 10.244.1.1", "pod2 10.244.2.1"],
         "from outside: masqueraded"
     );
-    assert_eq!(
-        net.ask("node", "10.96.0.10:80", 20).len(),
-        2,
-        "from the node itself"
-    );
-    assert_eq!(
-        who(&net.ask("out", "192.0.2.1:30080", 20)),
-        ["pod1 10.244.1.1", "pod2 10.244.2.1"],
-        "by the NodePort"
-    );
-    assert_eq!(
-        who(&net.ask("pod1", "[fd00:96::10]:80", 5)),
-        ["pod2 fd00:244:1::2"],
-        "IPv6"
-    );
+    assert_eq!(net.ask("node", "10.96.0.10:80", 20).len(), 2, "from the node itself");
+    assert_eq!(who(&net.ask("out", "192.0.2.1:30080", 20)), ["pod1 10.244.1.1", "pod2 10.244.2.1"], "by the NodePort");
+    assert_eq!(who(&net.ask("pod1", "[fd00:96::10]:80", 5)), ["pod2 fd00:244:1::2"], "IPv6");
 
     for from in ["pod1", "node", "out"] {
         let begun = Instant::now();
-        assert_eq!(
-            who(&net.ask(from, "10.96.0.99:80", 1)),
-            ["refused"],
-            "no endpoints, from {from}"
-        );
+        assert_eq!(who(&net.ask(from, "10.96.0.99:80", 1)), ["refused"], "no endpoints, from {from}");
         assert!(begun.elapsed() < Duration::from_secs(1));
     }
 
     // An endpoint goes: at once nobody is sent there, and no connection fails.
-    plane.step(&[
-        web(&PODS[1..]),
-        dns(&PODS),
-        closed(),
-        six(&["fd00:244:2::2"]),
-    ]);
-    assert_eq!(
-        who(&net.ask("out", "10.96.0.10:80", 20)),
-        ["pod2 10.244.2.1"]
-    );
+    plane.step(&[web(&PODS[1..]), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
+    assert_eq!(who(&net.ask("out", "10.96.0.10:80", 20)), ["pod2 10.244.2.1"]);
     plane.step(&[web(&[]), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
     assert_eq!(who(&net.ask("pod1", "10.96.0.10:80", 2)), ["refused"]);
     assert_eq!(who(&net.ask("out", "192.0.2.1:30080", 2)), ["refused"]);
@@ -387,22 +273,12 @@ fn packets_go_where_the_services_say(net: &Net, flavor: Flavor) {
     // Affinity keeps a client where it was.
     let (sticky, endpoints) = web(&PODS);
     plane.step(&[
-        (
-            ServiceItem {
-                affinity_seconds: 60,
-                ..sticky
-            },
-            endpoints,
-        ),
+        (ServiceItem { affinity_seconds: 60, ..sticky }, endpoints),
         dns(&PODS),
         closed(),
         six(&["fd00:244:2::2"]),
     ]);
-    assert_eq!(
-        net.ask("out", "10.96.0.10:80", 15).len(),
-        1,
-        "one client, one endpoint"
-    );
+    assert_eq!(net.ask("out", "10.96.0.10:80", 15).len(), 1, "one client, one endpoint");
     plane.step(&[web(&PODS), dns(&PODS), six(&["fd00:244:2::2"])]);
     assert_eq!(net.ask("out", "10.96.0.10:80", 40).len(), 2);
 
@@ -414,27 +290,19 @@ fn udp_follows(net: &Net, plane: &mut Plane) {
     let socket = net.inside("pod1", || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect("10.96.0.53:53").unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         socket
     });
     let ask = || {
         let mut buffer = [0; 64];
         socket.send(b"?")?;
-        socket
-            .recv(&mut buffer)
-            .map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+        socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
     };
     let first = ask().unwrap();
     for _ in 0..5 {
         assert_eq!(ask().unwrap(), first, "a flow stays");
     }
-    let (gone, left) = if first == "pod1" {
-        (PODS[0], PODS[1])
-    } else {
-        (PODS[1], PODS[0])
-    };
+    let (gone, left) = if first == "pod1" { (PODS[0], PODS[1]) } else { (PODS[1], PODS[0]) };
     plane.step(&[web(&PODS), dns(&[left]), six(&["fd00:244:2::2"])]);
     assert_ne!(ask().unwrap(), first, "its endpoint {gone} is gone");
     plane.step(&[web(&PODS), dns(&[]), six(&["fd00:244:2::2"])]);
@@ -473,10 +341,7 @@ fn drift_is_repaired_and_a_restart_is_a_diff(net: &Net, (flavor, name): (Flavor,
     assert_eq!(sorted(&net.dump(name)), sorted(&before));
     // A wrong edit is refused as a whole, and nothing of it stays.
     let wrong = fairlead_agent::plan::Op::Delete {
-        space: fairlead_agent::plan::Space::new(
-            fairlead_agent::plan::Family::V4,
-            fairlead_agent::plan::Table::Nat,
-        ),
+        space: fairlead_agent::plan::Space::new(fairlead_agent::plan::Family::V4, fairlead_agent::plan::Table::Nat),
         chain: "KUBE-SERVICES".into(),
         line: fairlead_agent::plan::Rule::commented("not there").into(),
     };
@@ -486,10 +351,7 @@ fn drift_is_repaired_and_a_restart_is_a_diff(net: &Net, (flavor, name): (Flavor,
     let again = Plane::start(net.iptables(flavor), &services);
     let ops = diff(
         &again.kernel.observe().unwrap(),
-        &compile(
-            &view(&[web(&PODS[1..]), dns(&PODS), six(&["fd00:244:2::2"])]),
-            &facts(),
-        ),
+        &compile(&view(&[web(&PODS[1..]), dns(&PODS), six(&["fd00:244:2::2"])]), &facts()),
         Style::Edit,
     );
     assert_eq!(ops.len(), 2, "{ops:#?}");
@@ -515,10 +377,7 @@ fn cleanup_removes_ours_alone(net: &Net, (flavor, name): (Flavor, &str)) {
     let kernel = net.iptables(flavor);
     let names = Names::new("KUBE").unwrap();
     for _ in 0..2 {
-        Plane::start(
-            net.iptables(flavor),
-            &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])],
-        );
+        Plane::start(net.iptables(flavor), &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
         assert_ne!(net.dump(name), before);
         fairlead_agent::clean(&kernel, &names).unwrap();
         assert_eq!(net.dump(name), before);
@@ -566,37 +425,20 @@ fn cleanup_legacy() {
 fn a_kube_proxy_is_not_disturbed() {
     let net = Net::build("g");
     let node = net.name("node");
-    for rule in [
-        "-t nat -N KUBE-PROXY-CANARY",
-        "-t nat -N KUBE-SERVICES",
-        "-t nat -A KUBE-SERVICES -d 10.96.0.1/32 -j ACCEPT",
-    ] {
+    for rule in
+        ["-t nat -N KUBE-PROXY-CANARY", "-t nat -N KUBE-SERVICES", "-t nat -A KUBE-SERVICES -d 10.96.0.1/32 -j ACCEPT"]
+    {
         sh(&format!("ip netns exec {node} iptables-nft {rule}"));
     }
     let before = net.dump("nft");
-    let said = fairlead_agent::clean(&net.iptables(Flavor::Nft), &Names::new("KUBE").unwrap())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        said.contains("kube-proxy") && said.contains("--chain-prefix"),
-        "{said}"
-    );
+    let said = fairlead_agent::clean(&net.iptables(Flavor::Nft), &Names::new("KUBE").unwrap()).unwrap_err().to_string();
+    assert!(said.contains("kube-proxy") && said.contains("--chain-prefix"), "{said}");
     assert_eq!(net.dump("nft"), before);
     // Beside it, under another prefix.
     let names = Names::new("FLEAD").unwrap();
-    let kernel = Iptables::new(names.clone())
-        .in_namespace(Some(net.path("node")))
-        .flavor(Flavor::Nft);
-    let desired = compile(
-        &view(&[web(&PODS)]),
-        &NodeFacts {
-            names: names.clone(),
-            ..facts()
-        },
-    );
-    kernel
-        .execute(&diff(&kernel.observe().unwrap(), &desired, Style::Edit))
-        .unwrap();
+    let kernel = Iptables::new(names.clone()).in_namespace(Some(net.path("node"))).flavor(Flavor::Nft);
+    let desired = compile(&view(&[web(&PODS)]), &NodeFacts { names: names.clone(), ..facts() });
+    kernel.execute(&diff(&kernel.observe().unwrap(), &desired, Style::Edit)).unwrap();
     assert_eq!(net.ask("out", "10.96.0.10:80", 20).len(), 2);
     fairlead_agent::clean(&kernel, &names).unwrap();
     assert_eq!(net.dump("nft"), before);
@@ -633,22 +475,13 @@ async fn an_agent_programs_and_probes_inside_a_namespace() {
     stream.report("pod1", |pod| pod.ready).await;
     cancel.cancel();
     agent.await.unwrap().unwrap();
-    assert_eq!(
-        net.ask("out", "10.96.0.10:80", 30).len(),
-        2,
-        "the rules stay"
-    );
+    assert_eq!(net.ask("out", "10.96.0.10:80", 30).len(), 2, "the rules stay");
 }
 
 fn probed_pod(port: i32) -> Pod {
-    let target = IntOrString {
-        value: Some(int_or_string::Value::Int(port)),
-    };
+    let target = IntOrString { value: Some(int_or_string::Value::Int(port)) };
     let probe = Probe {
-        tcp_socket: Some(TcpSocketAction {
-            port: Some(target),
-            ..TcpSocketAction::default()
-        }),
+        tcp_socket: Some(TcpSocketAction { port: Some(target), ..TcpSocketAction::default() }),
         ..Probe::default()
     };
     Pod {
@@ -660,16 +493,10 @@ fn probed_pod(port: i32) -> Pod {
         }),
         spec: Some(PodSpec {
             node_name: "node1".into(),
-            containers: vec![Container {
-                readiness_probe: Some(probe),
-                ..Container::default()
-            }],
+            containers: vec![Container { readiness_probe: Some(probe), ..Container::default() }],
             ..PodSpec::default()
         }),
-        status: Some(PodStatus {
-            pod_ip: PODS[0].into(),
-            ..PodStatus::default()
-        }),
+        status: Some(PodStatus { pod_ip: PODS[0].into(), ..PodStatus::default() }),
         ..Pod::default()
     }
 }

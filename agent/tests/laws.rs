@@ -14,9 +14,7 @@ use fairlead_agent::kernel::model::Tables;
 use fairlead_agent::plan::compile::Changes;
 use fairlead_agent::plan::diff::{Style, cleanup, diff, step};
 use fairlead_agent::plan::observed::Line;
-use fairlead_agent::plan::{
-    Desired, Family, Names, NodeFacts, Op, Rule, Space, Table, compile, parse, restore,
-};
+use fairlead_agent::plan::{Desired, Family, Names, NodeFacts, Op, Rule, Space, Table, compile, parse, restore};
 use fairlead_proto::v1::{Endpoint, EndpointPort, NodeDelta, ServiceItem, ServicePort};
 use fairlead_proto::view::{NodeView, Touched};
 use proptest::prelude::*;
@@ -24,73 +22,41 @@ use proptest::prelude::*;
 /// A service out of a few names and addresses, so that sequences meet the same ones again; None = not there.
 fn any_service() -> impl Strategy<Value = (ServiceItem, Vec<Endpoint>)> {
     let kinds = prop::sample::select(vec!["ClusterIP", "NodePort", "LoadBalancer"]);
-    let flags = (
-        any::<bool>(),
-        any::<bool>(),
-        prop::sample::select(vec![0_u32, 60]),
-        any::<bool>(),
-    );
-    let ports = prop::collection::btree_map(
-        0..3_usize,
-        prop::sample::select(vec!["TCP", "UDP", "SCTP", "bad"]),
-        0..3,
-    );
-    (
-        0..4_u8,
-        kinds,
-        flags,
-        ports,
-        prop::collection::vec(any_endpoint(), 0..5),
-        any::<bool>(),
+    let flags = (any::<bool>(), any::<bool>(), prop::sample::select(vec![0_u32, 60]), any::<bool>());
+    let ports = prop::collection::btree_map(0..3_usize, prop::sample::select(vec!["TCP", "UDP", "SCTP", "bad"]), 0..3);
+    (0..4_u8, kinds, flags, ports, prop::collection::vec(any_endpoint(), 0..5), any::<bool>()).prop_map(
+        |(index, kind, (internal_local, external_local, affinity_seconds, external), ports, endpoints, dual)| {
+            let mut cluster_ips = vec![format!("10.96.0.{}", 10 + index)];
+            if dual {
+                cluster_ips.push(format!("fd00:96::{}", 10 + index));
+            }
+            let ports = ports.into_iter().map(|(at, protocol)| ServicePort {
+                name: format!("p{at}"),
+                protocol: protocol.into(),
+                port: 80 + i32::try_from(at).unwrap(),
+                node_port: 30_000 + i32::from(index) * 10 + i32::try_from(at).unwrap(),
+                ..ServicePort::default()
+            });
+            let list = |ip: &str| {
+                if external { vec![format!("{ip}{index}")] } else { Vec::new() }
+            };
+            let item = ServiceItem {
+                namespace: "default".into(),
+                name: format!("s{index}"),
+                r#type: kind.into(),
+                cluster_ips,
+                ports: ports.collect(),
+                external_ips: list("198.51.100.1"),
+                load_balancer_ips: list("198.51.100.2"),
+                load_balancer_source_ranges: if internal_local { list("192.0.2.") } else { Vec::new() },
+                affinity_seconds,
+                internal_local,
+                external_local,
+                ..ServiceItem::default()
+            };
+            (item, endpoints)
+        },
     )
-        .prop_map(
-            |(
-                index,
-                kind,
-                (internal_local, external_local, affinity_seconds, external),
-                ports,
-                endpoints,
-                dual,
-            )| {
-                let mut cluster_ips = vec![format!("10.96.0.{}", 10 + index)];
-                if dual {
-                    cluster_ips.push(format!("fd00:96::{}", 10 + index));
-                }
-                let ports = ports.into_iter().map(|(at, protocol)| ServicePort {
-                    name: format!("p{at}"),
-                    protocol: protocol.into(),
-                    port: 80 + i32::try_from(at).unwrap(),
-                    node_port: 30_000 + i32::from(index) * 10 + i32::try_from(at).unwrap(),
-                    ..ServicePort::default()
-                });
-                let list = |ip: &str| {
-                    if external {
-                        vec![format!("{ip}{index}")]
-                    } else {
-                        Vec::new()
-                    }
-                };
-                let item = ServiceItem {
-                    namespace: "default".into(),
-                    name: format!("s{index}"),
-                    r#type: kind.into(),
-                    cluster_ips,
-                    ports: ports.collect(),
-                    external_ips: list("198.51.100.1"),
-                    load_balancer_ips: list("198.51.100.2"),
-                    load_balancer_source_ranges: if internal_local {
-                        list("192.0.2.")
-                    } else {
-                        Vec::new()
-                    },
-                    affinity_seconds,
-                    internal_local,
-                    external_local,
-                    ..ServiceItem::default()
-                };
-                (item, endpoints)
-            },
-        )
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
@@ -100,37 +66,27 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
         (false, false, true),
         (false, false, false),
     ]);
-    (
-        0..6_u8,
-        prop::sample::select(vec!["node1", "node2"]),
-        state,
-        any::<bool>(),
-    )
-        .prop_map(
-            |(index, node, (ready, serving, terminating), six)| Endpoint {
-                address: if six {
-                    format!("fd00:244::{index}")
-                } else {
-                    format!("10.244.0.{index}")
-                },
-                node_name: node.into(),
-                pod_name: format!("pod{index}"),
-                ready,
-                serving,
-                terminating,
-                ports: (0..3)
-                    .flat_map(|at| {
-                        ["TCP", "UDP", "SCTP"].map(|protocol| EndpointPort {
-                            name: format!("p{at}"),
-                            port: 8080 + at,
-                            protocol: protocol.into(),
-                            app_protocol: None,
-                        })
+    (0..6_u8, prop::sample::select(vec!["node1", "node2"]), state, any::<bool>()).prop_map(
+        |(index, node, (ready, serving, terminating), six)| Endpoint {
+            address: if six { format!("fd00:244::{index}") } else { format!("10.244.0.{index}") },
+            node_name: node.into(),
+            pod_name: format!("pod{index}"),
+            ready,
+            serving,
+            terminating,
+            ports: (0..3)
+                .flat_map(|at| {
+                    ["TCP", "UDP", "SCTP"].map(|protocol| EndpointPort {
+                        name: format!("p{at}"),
+                        port: 8080 + at,
+                        protocol: protocol.into(),
+                        app_protocol: None,
                     })
-                    .collect(),
-                ..Endpoint::default()
-            },
-        )
+                })
+                .collect(),
+            ..Endpoint::default()
+        },
+    )
 }
 
 fn any_view() -> impl Strategy<Value = NodeView> {
@@ -142,17 +98,9 @@ fn any_view() -> impl Strategy<Value = NodeView> {
 
 /// The delta between two views, as a server might send it.
 fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDelta {
-    let mut delta = NodeDelta {
-        from: Some(from),
-        to,
-        ..NodeDelta::default()
-    };
-    delta.remove_services = old
-        .services
-        .keys()
-        .filter(|name| !new.services.contains_key(name))
-        .map(ToString::to_string)
-        .collect();
+    let mut delta = NodeDelta { from: Some(from), to, ..NodeDelta::default() };
+    delta.remove_services =
+        old.services.keys().filter(|name| !new.services.contains_key(name)).map(ToString::to_string).collect();
     let whole = new.to_delta();
     for (name, service) in &new.services {
         let before = old.services.get(name);
@@ -165,14 +113,12 @@ fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDelta 
             .flat_map(|before| before.endpoints.keys())
             .filter(|id| !service.endpoints.contains_key(*id))
         {
-            delta
-                .remove_endpoints
-                .push(fairlead_proto::v1::EndpointRef {
-                    namespace: name.namespace.clone(),
-                    service: name.name.clone(),
-                    address: id.0.clone(),
-                    pod_name: id.1.clone(),
-                });
+            delta.remove_endpoints.push(fairlead_proto::v1::EndpointRef {
+                namespace: name.namespace.clone(),
+                service: name.name.clone(),
+                address: id.0.clone(),
+                pod_name: id.1.clone(),
+            });
         }
         delta.upsert_endpoints.extend(
             whole
@@ -187,9 +133,7 @@ fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDelta 
 
 fn programmed(desired: &Desired) -> Tables {
     let mut tables = Tables::default();
-    tables
-        .execute(&diff(&tables.observed, desired, Style::Edit))
-        .unwrap();
+    tables.execute(&diff(&tables.observed, desired, Style::Edit)).unwrap();
     tables
 }
 
@@ -309,27 +253,16 @@ proptest! {
 #[test]
 fn another_prefix_leaves_the_first_alone() {
     let mine = facts("node1");
-    let other = NodeFacts {
-        names: Names::new("FLEAD").unwrap(),
-        ..facts("node1")
-    };
+    let other = NodeFacts { names: Names::new("FLEAD").unwrap(), ..facts("node1") };
     let view = common::view(&[(
         common::service("a", "10.96.0.1", &["80/TCP"]),
         vec![common::endpoint("10.244.0.1", "node1", &["80/TCP"])],
     )]);
     let mut tables = programmed(&compile(&view, &mine));
     let before = tables.clone();
-    tables
-        .execute(&diff(
-            &tables.observed,
-            &compile(&view, &other),
-            Style::Edit,
-        ))
-        .unwrap();
+    tables.execute(&diff(&tables.observed, &compile(&view, &other), Style::Edit)).unwrap();
     assert!(content(&tables, &compile(&view, &mine)).is_empty());
-    tables
-        .execute(&cleanup(&tables.observed, &other.names))
-        .unwrap();
+    tables.execute(&cleanup(&tables.observed, &other.names)).unwrap();
     assert_eq!(tables.observed, before.observed);
 }
 
@@ -337,10 +270,7 @@ fn another_prefix_leaves_the_first_alone() {
 fn stale_udp_flows_are_forgotten_last_and_exactly() {
     let facts = facts("node1");
     let udp = |endpoints: &[&str]| {
-        let endpoints = endpoints
-            .iter()
-            .map(|address| common::endpoint(address, "node1", &["53/UDP"]))
-            .collect();
+        let endpoints = endpoints.iter().map(|address| common::endpoint(address, "node1", &["53/UDP"])).collect();
         common::view(&[
             (common::service("dns", "10.96.0.53", &["53/UDP"]), endpoints),
             (
@@ -373,20 +303,14 @@ fn stale_udp_flows_are_forgotten_last_and_exactly() {
         };
         assert_eq!(flows(&ops), flows(&whole), "a step and a whole diff agree");
         assert!(
-            ops.iter()
-                .rev()
-                .skip_while(|op| matches!(op, Op::Forget(_)))
-                .all(|op| !matches!(op, Op::Forget(_))),
+            ops.iter().rev().skip_while(|op| matches!(op, Op::Forget(_))).all(|op| !matches!(op, Op::Forget(_))),
             "last"
         );
         tables.execute(&ops).unwrap();
         flows(&ops)
     };
     let gone = |endpoint: &str| ("10.96.0.53".to_owned(), 53, endpoint.to_owned());
-    assert_eq!(
-        forgotten(&udp(&["10.244.0.1", "10.244.0.2"]), &udp(&["10.244.0.2"])),
-        [gone("10.244.0.1:53")]
-    );
+    assert_eq!(forgotten(&udp(&["10.244.0.1", "10.244.0.2"]), &udp(&["10.244.0.2"])), [gone("10.244.0.1:53")]);
     assert_eq!(
         forgotten(&udp(&["10.244.0.2"]), &udp(&[])),
         [gone("10.244.0.2:53")],
@@ -397,13 +321,6 @@ fn stale_udp_flows_are_forgotten_last_and_exactly() {
         [gone("10.244.0.2:53")],
         "and the whole service (kubernetes#141275)"
     );
-    assert_eq!(
-        forgotten(&udp(&[]), &udp(&["10.244.0.2"])),
-        [gone("10.96.0.53:0")],
-        "flows that led nowhere"
-    );
-    assert_eq!(
-        forgotten(&udp(&["10.244.0.2"]), &udp(&["10.244.0.2", "10.244.0.1"])),
-        []
-    );
+    assert_eq!(forgotten(&udp(&[]), &udp(&["10.244.0.2"])), [gone("10.96.0.53:0")], "flows that led nowhere");
+    assert_eq!(forgotten(&udp(&["10.244.0.2"]), &udp(&["10.244.0.2", "10.244.0.1"])), []);
 }

@@ -42,23 +42,13 @@ impl Kernel for Moody {
 
     fn observe(&self) -> Result<Observed, KernelError> {
         let observed = self.model.observe();
-        std::thread::sleep(Duration::from_millis(
-            self.observe_ms.load(Ordering::Relaxed),
-        ));
+        std::thread::sleep(Duration::from_millis(self.observe_ms.load(Ordering::Relaxed)));
         observed
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
-        std::thread::sleep(Duration::from_millis(
-            self.execute_ms.load(Ordering::Relaxed),
-        ));
-        if self
-            .refuse
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(1)
-            })
-            .is_ok()
-        {
+        std::thread::sleep(Duration::from_millis(self.execute_ms.load(Ordering::Relaxed)));
+        if self.refuse.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
             return Err(KernelError::Refused("not now".into()));
         }
         self.batches.lock().unwrap().push(ops.to_vec());
@@ -79,15 +69,9 @@ impl Rig {
         let kernel = Arc::new(kernel);
         let (sender, progress) = watch::channel(Progress::default());
         let cancel = CancellationToken::new();
-        let reconcile = Reconcile::new(shared.clone(), kernel.clone(), facts("node1"), sender)
-            .audit_every(audit);
+        let reconcile = Reconcile::new(shared.clone(), kernel.clone(), facts("node1"), sender).audit_every(audit);
         tokio::spawn(reconcile.run(cancel.clone()));
-        Self {
-            shared,
-            kernel,
-            progress,
-            cancel,
-        }
+        Self { shared, kernel, progress, cancel }
     }
 
     fn give(&self, delta: &NodeDelta) {
@@ -126,12 +110,7 @@ fn add(from: u64) -> NodeDelta {
         service: "web".into(),
         endpoint: Some(endpoint(&format!("10.244.1.{from}"), "node1", &["80/TCP"])),
     };
-    NodeDelta {
-        from: Some(from),
-        to: from + 1,
-        upsert_endpoints: vec![item],
-        ..NodeDelta::default()
-    }
+    NodeDelta { from: Some(from), to: from + 1, upsert_endpoints: vec![item], ..NodeDelta::default() }
 }
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -187,10 +166,7 @@ async fn a_refusal_is_reported_and_tried_again() {
     let mut rig = Rig::start(kernel, NEVER);
     rig.give(&first());
     let failed = rig.until(|progress| progress.failed.is_some()).await;
-    assert_eq!(
-        (failed.applied, failed.failed),
-        (0, Some((1, "not now".into())))
-    );
+    assert_eq!((failed.applied, failed.failed), (0, Some((1, "not now".into()))));
     let done = rig.until(|progress| progress.applied == 1).await;
     assert_eq!(done.failed, None);
     // A newer view doesn't wait for the retry.
@@ -210,32 +186,18 @@ async fn drift_is_repaired_whatever_the_churn() {
     rig.give(&first());
     rig.until(|progress| progress.applied == 1).await;
     let filter = Space::new(Family::V4, Table::Filter);
-    rig.kernel.model.tamper(|tables| {
-        tables
-            .observed
-            .chains
-            .get_mut(&filter)
-            .unwrap()
-            .get_mut("KUBE-SERVICES")
-            .unwrap()
-            .clear()
-    });
+    rig.kernel
+        .model
+        .tamper(|tables| tables.observed.chains.get_mut(&filter).unwrap().get_mut("KUBE-SERVICES").unwrap().clear());
     assert!(!rig.left().is_empty());
     for from in 1..40 {
         rig.give(&add(from));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     rig.until(|progress| progress.applied == 40).await;
-    rig.kernel.model.tamper(|tables| {
-        tables
-            .observed
-            .chains
-            .get_mut(&filter)
-            .unwrap()
-            .get_mut("FORWARD")
-            .unwrap()
-            .clear()
-    });
+    rig.kernel
+        .model
+        .tamper(|tables| tables.observed.chains.get_mut(&filter).unwrap().get_mut("FORWARD").unwrap().clear());
     for _ in 0..100 {
         if rig.left().is_empty() {
             return;
@@ -271,11 +233,7 @@ async fn a_lost_view_and_a_stop_leave_the_kernel_as_it_is() {
     rig.give(&add(1));
     rig.until(|progress| progress.applied == 2).await;
     let before = rig.kernel.model.tables();
-    let gap = NodeDelta {
-        from: Some(99),
-        to: 100,
-        ..NodeDelta::default()
-    };
+    let gap = NodeDelta { from: Some(99), to: 100, ..NodeDelta::default() };
     rig.shared.fold(&[gap]).unwrap_err();
     assert_eq!(rig.shared.have(), (0, vec![]));
     rig.shared.announce();

@@ -13,9 +13,9 @@ use common::server::{server, stream};
 use common::{endpoint, full, service};
 use fairlead_agent::{Config, Mode, run};
 use fairlead_proto::v1::{
-    Condition, Container, DataplaneQuery, EndpointRef, ExecAction, Goodbye, HttpGetAction,
-    IntOrString, NodeDelta, ObjectMeta, Pod, PodReadiness, PodSpec, PodStatus, Probe,
-    TcpSocketAction, Welcome, agent_message::Kind, int_or_string, server_message,
+    Condition, Container, DataplaneQuery, EndpointRef, ExecAction, Goodbye, HttpGetAction, IntOrString, NodeDelta,
+    ObjectMeta, Pod, PodReadiness, PodSpec, PodStatus, Probe, TcpSocketAction, Welcome, agent_message::Kind,
+    int_or_string, server_message,
 };
 use fairlead_proto::view::NodeView;
 use std::path::Path;
@@ -43,10 +43,7 @@ impl Agent {
         };
         let cancel = CancellationToken::new();
         let running = run(config, cancel.clone());
-        Self {
-            cancel,
-            task: tokio::spawn(async move { running.await.unwrap() }),
-        }
+        Self { cancel, task: tokio::spawn(async move { running.await.unwrap() }) }
     }
 
     async fn stop(self) {
@@ -57,15 +54,8 @@ impl Agent {
 
 fn example() -> NodeView {
     let mut view = NodeView::default();
-    let endpoints = vec![
-        endpoint("10.244.1.2", "node1", &["80/TCP"]),
-        endpoint("10.244.2.2", "node2", &["80/TCP"]),
-    ];
-    view.fold(&full(
-        7,
-        &[(service("web", "10.96.0.10", &["80/TCP"]), endpoints)],
-    ))
-    .unwrap();
+    let endpoints = vec![endpoint("10.244.1.2", "node1", &["80/TCP"]), endpoint("10.244.2.2", "node2", &["80/TCP"])];
+    view.fold(&full(7, &[(service("web", "10.96.0.10", &["80/TCP"]), endpoints)])).unwrap();
     view
 }
 
@@ -76,12 +66,8 @@ fn remove_endpoint(view: &mut NodeView, to: u64) -> NodeDelta {
         address: "10.244.2.2".into(),
         pod_name: "pod-10.244.2.2".into(),
     };
-    let mut delta = NodeDelta {
-        from: Some(view.revision),
-        to,
-        remove_endpoints: vec![reference],
-        ..NodeDelta::default()
-    };
+    let mut delta =
+        NodeDelta { from: Some(view.revision), to, remove_endpoints: vec![reference], ..NodeDelta::default() };
     view.fold(&delta).unwrap();
     delta.digest = view.digest();
     delta
@@ -94,32 +80,16 @@ async fn a_step_is_programmed_whole_and_then_acknowledged() {
     let agent = Agent::start(&[&address], state.path());
     let mut stream = stream(&mut streams).await;
     assert_eq!(
-        (
-            stream.hello.node_name.as_str(),
-            stream.hello.have,
-            stream.hello.mode.as_str()
-        ),
+        (stream.hello.node_name.as_str(), stream.hello.have, stream.hello.mode.as_str()),
         ("node1", 0, "dry-run")
     );
-    assert_eq!(
-        (
-            stream.hello.renew_seconds,
-            stream.hello.grace_seconds,
-            stream.hello.probes_pods
-        ),
-        (1, 5, true)
-    );
+    assert_eq!((stream.hello.renew_seconds, stream.hello.grace_seconds, stream.hello.probes_pods), (1, 5, true));
     assert_eq!(stream.hello.node_ips, ["127.0.0.1"]);
     stream.welcome().await;
 
     let mut view = example();
     let whole = view.to_delta();
-    let first = NodeDelta {
-        upsert_endpoints: vec![],
-        digest: vec![],
-        more: true,
-        ..whole.clone()
-    };
+    let first = NodeDelta { upsert_endpoints: vec![], digest: vec![], more: true, ..whole.clone() };
     let last = NodeDelta {
         from: Some(0),
         to: 7,
@@ -136,40 +106,18 @@ async fn a_step_is_programmed_whole_and_then_acknowledged() {
     stream.delta(remove_endpoint(&mut view, 9)).await;
     assert_eq!(stream.applied().await, 9);
     // A step that changes nothing is acknowledged too: it proves the view right.
-    stream
-        .delta(NodeDelta {
-            from: Some(9),
-            to: 9,
-            digest: view.digest(),
-            ..NodeDelta::default()
-        })
-        .await;
+    stream.delta(NodeDelta { from: Some(9), to: 9, digest: view.digest(), ..NodeDelta::default() }).await;
     assert_eq!(stream.applied().await, 9);
 
-    stream
-        .send(server_message::Kind::DataplaneQuery(DataplaneQuery {
-            query_id: 4,
-            rules: true,
-        }))
-        .await;
+    stream.send(server_message::Kind::DataplaneQuery(DataplaneQuery { query_id: 4, rules: true })).await;
     let answer = loop {
         if let Kind::Dataplane(answer) = stream.next().await {
             break answer;
         }
     };
-    assert_eq!(
-        (
-            answer.query_id,
-            answer.revision,
-            answer.mode.as_str(),
-            answer.error.as_str()
-        ),
-        (4, 9, "dry-run", "")
-    );
+    assert_eq!((answer.query_id, answer.revision, answer.mode.as_str(), answer.error.as_str()), (4, 9, "dry-run", ""));
     assert!(
-        answer
-            .rules
-            .contains("-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp")
+        answer.rules.contains("-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp")
             && answer.rules.contains("--to-destination 10.244.1.2:80"),
         "{}",
         answer.rules
@@ -199,20 +147,9 @@ async fn the_next_server_continues_where_the_last_one_left() {
     first.welcome().await;
     first.delta(view.to_delta()).await;
     assert_eq!(first.applied().await, 7);
-    first
-        .send(server_message::Kind::Goodbye(Goodbye {
-            reason: "test".into(),
-        }))
-        .await;
+    first.send(server_message::Kind::Goodbye(Goodbye { reason: "test".into() })).await;
     let mut second = stream(&mut other).await;
-    assert_eq!(
-        (
-            second.hello.have,
-            &second.hello.digest,
-            second.hello.cluster_id.as_str()
-        ),
-        (7, &view.digest(), "c1")
-    );
+    assert_eq!((second.hello.have, &second.hello.digest, second.hello.cluster_id.as_str()), (7, &view.digest(), "c1"));
     second.welcome().await;
     second.delta(remove_endpoint(&mut view, 8)).await;
     assert_eq!(second.applied().await, 8);
@@ -236,23 +173,9 @@ async fn the_next_agent_on_this_node_continues_too() {
     drop(first);
     let agent = Agent::start(&[&address], state.path());
     let mut again = stream(&mut streams).await;
-    assert_eq!(
-        (
-            again.hello.have,
-            &again.hello.digest,
-            again.hello.cluster_id.as_str()
-        ),
-        (8, &view.digest(), "c1")
-    );
+    assert_eq!((again.hello.have, &again.hello.digest, again.hello.cluster_id.as_str()), (8, &view.digest(), "c1"));
     again.welcome().await;
-    again
-        .delta(NodeDelta {
-            from: Some(8),
-            to: 8,
-            digest: view.digest(),
-            ..NodeDelta::default()
-        })
-        .await;
+    again.delta(NodeDelta { from: Some(8), to: 8, digest: view.digest(), ..NodeDelta::default() }).await;
     assert_eq!(again.applied().await, 8);
     agent.stop().await;
 }
@@ -267,36 +190,19 @@ async fn a_view_that_does_not_fit_is_asked_for_anew() {
     first.welcome().await;
     first.delta(view.to_delta()).await;
     assert_eq!(first.applied().await, 7);
-    first
-        .delta(NodeDelta {
-            from: Some(7),
-            to: 8,
-            digest: vec![1; 32],
-            ..NodeDelta::default()
-        })
-        .await;
+    first.delta(NodeDelta { from: Some(7), to: 8, digest: vec![1; 32], ..NodeDelta::default() }).await;
     let mut second = stream(&mut streams).await;
     assert_eq!((second.hello.have, second.hello.digest.len()), (0, 0));
     // What the kernel has stays meanwhile.
     second.welcome().await;
-    second
-        .send(server_message::Kind::DataplaneQuery(DataplaneQuery {
-            query_id: 1,
-            rules: true,
-        }))
-        .await;
+    second.send(server_message::Kind::DataplaneQuery(DataplaneQuery { query_id: 1, rules: true })).await;
     let answer = loop {
         if let Kind::Dataplane(answer) = second.next().await {
             break answer;
         }
     };
     assert!(answer.rules.contains("10.244.2.2:80"), "{}", answer.rules);
-    second
-        .delta(NodeDelta {
-            to: 8,
-            ..view.to_delta()
-        })
-        .await;
+    second.delta(NodeDelta { to: 8, ..view.to_delta() }).await;
     assert_eq!(second.applied().await, 8);
     agent.stop().await;
 }
@@ -312,23 +218,10 @@ async fn another_cluster_is_not_listened_to() {
     assert_eq!(first.applied().await, 7);
     drop(first);
     let mut second = stream(&mut streams).await;
-    second
-        .send(server_message::Kind::Welcome(Welcome {
-            cluster_id: "c2".into(),
-            ..Welcome::default()
-        }))
-        .await;
-    second
-        .delta(NodeDelta {
-            to: 99,
-            ..NodeDelta::default()
-        })
-        .await;
+    second.send(server_message::Kind::Welcome(Welcome { cluster_id: "c2".into(), ..Welcome::default() })).await;
+    second.delta(NodeDelta { to: 99, ..NodeDelta::default() }).await;
     let third = stream(&mut streams).await;
-    assert_eq!(
-        (third.hello.have, third.hello.cluster_id.as_str()),
-        (7, "c1")
-    );
+    assert_eq!((third.hello.have, third.hello.cluster_id.as_str()), (7, "c1"));
     while let Ok(message) = second.inbound.try_recv() {
         assert!(!matches!(message, Kind::Applied(_)));
     }
@@ -345,42 +238,24 @@ fn pod(name: &str, probe: Option<Probe>) -> Pod {
         }),
         spec: Some(PodSpec {
             node_name: "node1".into(),
-            containers: vec![Container {
-                name: "main".into(),
-                readiness_probe: probe,
-                ..Container::default()
-            }],
+            containers: vec![Container { name: "main".into(), readiness_probe: probe, ..Container::default() }],
             ..PodSpec::default()
         }),
-        status: Some(PodStatus {
-            pod_ip: "127.0.0.1".into(),
-            ..PodStatus::default()
-        }),
+        status: Some(PodStatus { pod_ip: "127.0.0.1".into(), ..PodStatus::default() }),
         ..Pod::default()
     }
 }
 
 fn pods(from: Option<u64>, to: u64, pods: Vec<Pod>) -> NodeDelta {
-    NodeDelta {
-        from,
-        to,
-        upsert_pods: pods,
-        ..NodeDelta::default()
-    }
+    NodeDelta { from, to, upsert_pods: pods, ..NodeDelta::default() }
 }
 
 fn port(port: u16) -> Option<IntOrString> {
-    Some(IntOrString {
-        value: Some(int_or_string::Value::Int(port.into())),
-    })
+    Some(IntOrString { value: Some(int_or_string::Value::Int(port.into())) })
 }
 
 fn fast(probe: Probe) -> Option<Probe> {
-    Some(Probe {
-        period_seconds: 1,
-        failure_threshold: 1,
-        ..probe
-    })
+    Some(Probe { period_seconds: 1, failure_threshold: 1, ..probe })
 }
 
 #[tokio::test]
@@ -395,47 +270,26 @@ async fn pods_are_probed_and_reported_from_birth_to_end() {
     let tcp = pod(
         "tcp",
         fast(Probe {
-            tcp_socket: Some(TcpSocketAction {
-                port: port(number),
-                ..TcpSocketAction::default()
-            }),
+            tcp_socket: Some(TcpSocketAction { port: port(number), ..TcpSocketAction::default() }),
             ..Probe::default()
         }),
     );
     let http = pod(
         "http",
         fast(Probe {
-            http_get: Some(HttpGetAction {
-                path: "/".into(),
-                port: port(1),
-                ..HttpGetAction::default()
-            }),
+            http_get: Some(HttpGetAction { path: "/".into(), port: port(1), ..HttpGetAction::default() }),
             ..Probe::default()
         }),
     );
-    let exec = pod(
-        "exec",
-        Some(Probe {
-            exec: Some(ExecAction {
-                command: vec!["true".into()],
-            }),
-            ..Probe::default()
-        }),
-    );
+    let exec = pod("exec", Some(Probe { exec: Some(ExecAction { command: vec!["true".into()] }), ..Probe::default() }));
     let mut host = pod("host", None);
     host.spec.as_mut().unwrap().host_network = true;
     host.status = None;
     let mut done = pod("done", None);
     done.status.as_mut().unwrap().phase = "Succeeded".into();
-    one.delta(pods(
-        None,
-        1,
-        vec![tcp.clone(), http, exec, host, pod("plain", None), done],
-    ))
-    .await;
+    one.delta(pods(None, 1, vec![tcp.clone(), http, exec, host, pod("plain", None), done])).await;
 
-    let mut first: std::collections::BTreeMap<String, PodReadiness> =
-        std::collections::BTreeMap::new();
+    let mut first: std::collections::BTreeMap<String, PodReadiness> = std::collections::BTreeMap::new();
     while !(first.len() == 5
         && first["tcp"].ready
         && first["http"].message.contains("refused")
@@ -445,33 +299,20 @@ async fn pods_are_probed_and_reported_from_birth_to_end() {
             first.extend(report.pods.into_iter().map(|pod| (pod.name.clone(), pod)));
         }
     }
-    assert!(
-        first["plain"].ready
-            && first["plain"].pod_ip.is_empty()
-            && first["plain"].uid == "uid-plain"
-    );
+    assert!(first["plain"].ready && first["plain"].pod_ip.is_empty() && first["plain"].uid == "uid-plain");
     assert!(first["host"].ready && first["host"].pod_ip == "127.0.0.1");
     assert!(!first["http"].ready && first["http"].reason == "ContainersNotReady");
     assert!(first["exec"].message.contains("exec is not supported yet") && !first["exec"].ready);
-    assert!(
-        !first.contains_key("done"),
-        "a finished pod is nobody's business"
-    );
+    assert!(!first.contains_key("done"), "a finished pod is nobody's business");
 
     drop(web);
     let gone = one.report("tcp", |pod| !pod.ready).await;
-    assert!(
-        gone.message
-            .contains("container main: Readiness probe failed: dial tcp"),
-        "{}",
-        gone.message
-    );
+    assert!(gone.message.contains("container main: Readiness probe failed: dial tcp"), "{}", gone.message);
     let _web = TcpListener::bind(("127.0.0.1", number)).await.unwrap();
     one.report("tcp", |pod| pod.ready).await;
 
     // A new stream gets every pod again.
-    one.send(server_message::Kind::Goodbye(Goodbye::default()))
-        .await;
+    one.send(server_message::Kind::Goodbye(Goodbye::default())).await;
     let mut two = stream(&mut streams).await;
     two.welcome().await;
     two.report("tcp", |pod| pod.ready && !pod.terminated).await;
@@ -479,11 +320,7 @@ async fn pods_are_probed_and_reported_from_birth_to_end() {
     // Marked for deletion it is probed on, and gone after its grace.
     let mut marked = tcp;
     marked.metadata.as_mut().unwrap().deletion_timestamp = "2026-01-01T00:00:00Z".into();
-    marked
-        .metadata
-        .as_mut()
-        .unwrap()
-        .deletion_grace_period_seconds = Some(1);
+    marked.metadata.as_mut().unwrap().deletion_grace_period_seconds = Some(1);
     two.delta(pods(Some(1), 2, vec![marked])).await;
     let end = two.report("tcp", |pod| pod.terminated).await;
     assert!(!end.ready && end.uid == "uid-tcp");
@@ -508,11 +345,7 @@ async fn a_restarted_agent_takes_nobody_out() {
         ..Probe::default()
     };
     ready.spec.as_mut().unwrap().containers[0].readiness_probe = Some(check);
-    let condition = Condition {
-        r#type: "Ready".into(),
-        status: "True".into(),
-        ..Condition::default()
-    };
+    let condition = Condition { r#type: "Ready".into(), status: "True".into(), ..Condition::default() };
     ready.status.as_mut().unwrap().conditions = vec![condition];
     stream.delta(pods(None, 1, vec![ready])).await;
     // The cluster believes it ready: the first word on it is what its first probe found, and that comes at once.

@@ -5,7 +5,9 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use fairlead_proto::v1::cluster_client::ClusterClient;
 use fairlead_proto::v1::objects_client::ObjectsClient;
-use fairlead_proto::v1::{ApplyRequest, CreateRequest, GetRequest, Input, Kind, UpdateRequest, WaitProgrammedRequest, WriteOptions, input};
+use fairlead_proto::v1::{
+    ApplyRequest, CreateRequest, GetRequest, Input, Kind, UpdateRequest, WaitProgrammedRequest, WriteOptions, input,
+};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,7 +75,9 @@ async fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
-        What::Endpoint { server, services, rounds, pod, node } => endpoint(&server, (services, rounds), pod, &node).await,
+        What::Endpoint { server, services, rounds, pod, node } => {
+            endpoint(&server, (services, rounds), pod, &node).await
+        }
     }
 }
 
@@ -89,7 +93,13 @@ async fn load(what: (Store, Op), servers: &[String], clients: usize, lasting: Du
     let mut channels = Vec::new();
     for index in 0..clients.div_ceil(64).max(servers.len()) {
         let server = &servers[index % servers.len()];
-        channels.push(Channel::from_shared(format!("http://{server}"))?.tcp_nodelay(true).connect().await.with_context(|| server.clone())?);
+        channels.push(
+            Channel::from_shared(format!("http://{server}"))?
+                .tcp_nodelay(true)
+                .connect()
+                .await
+                .with_context(|| server.clone())?,
+        );
     }
     let stop = Arc::new(AtomicBool::new(false));
     let mut tasks = Vec::new();
@@ -215,7 +225,11 @@ async fn etcd_client(channel: Channel, op: Op, client: usize, stop: &AtomicBool)
 /// The pod's port answers only while `open`: a listener that comes and goes would not tell rules from refusals.
 fn pod(address: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).with_context(|| format!("pod address {address}"))?;
-    std::thread::spawn(move || for stream in listener.incoming() { drop(stream) });
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            drop(stream)
+        }
+    });
     Ok(())
 }
 
@@ -228,7 +242,12 @@ async fn endpoint(server: &str, size: (usize, usize), address: SocketAddr, node:
     fill(&objects, services, node).await?;
     let target = bench_service();
     let answer = apply(&objects, &target, false).await?;
-    let vip = answer.object.as_ref().and_then(|object| object.as_service()).and_then(|service| service.spec.as_ref()).map(|spec| spec.cluster_ip.clone());
+    let vip = answer
+        .object
+        .as_ref()
+        .and_then(|object| object.as_service())
+        .and_then(|service| service.spec.as_ref())
+        .map(|spec| spec.cluster_ip.clone());
     let vip: SocketAddr = format!("{}:80", vip.context("no VIP")?).parse()?;
     apply(&objects, &bench_pod(address, true), false).await?;
     programmed(&mut cluster, 0).await?;
@@ -236,7 +255,10 @@ async fn endpoint(server: &str, size: (usize, usize), address: SocketAddr, node:
     for _ in 0..rounds {
         let down = apply(&objects, &bench_pod(address, false), true).await?;
         programmed(&mut cluster, down.revision).await?;
-        ensure!(TcpStream::connect_timeout(&vip, Duration::from_millis(200)).is_err(), "a connection was answered without an endpoint");
+        ensure!(
+            TcpStream::connect_timeout(&vip, Duration::from_millis(200)).is_err(),
+            "a connection was answered without an endpoint"
+        );
         let begun = Instant::now();
         let connected = std::thread::spawn(move || first_connection(vip, begun));
         let up = apply(&objects, &bench_pod(address, true), true).await?;
@@ -247,7 +269,11 @@ async fn endpoint(server: &str, size: (usize, usize), address: SocketAddr, node:
     for (what, mut times) in [("programmed (acknowledged)", rules), ("first answered connection", connections)] {
         times.sort_unstable();
         let at = |index: usize| times.get(index).copied().unwrap_or_default().as_secs_f64() * 1e3;
-        println!("{services:6} services: change → {what:26} median {:7.2} ms   max {:7.2} ms   ({rounds} changes)", at(times.len() / 2), at(times.len() - 1));
+        println!(
+            "{services:6} services: change → {what:26} median {:7.2} ms   max {:7.2} ms   ({rounds} changes)",
+            at(times.len() / 2),
+            at(times.len() - 1)
+        );
     }
     Ok(())
 }
@@ -313,7 +339,11 @@ fn bench_pod(address: SocketAddr, ready: bool) -> serde_json::Value {
     })
 }
 
-async fn apply(objects: &ObjectsClient<Channel>, value: &serde_json::Value, status: bool) -> anyhow::Result<fairlead_proto::v1::ObjectResponse> {
+async fn apply(
+    objects: &ObjectsClient<Channel>,
+    value: &serde_json::Value,
+    status: bool,
+) -> anyhow::Result<fairlead_proto::v1::ObjectResponse> {
     let options = WriteOptions { status, ..WriteOptions::default() };
     let request = ApplyRequest { input: manifest(value), options: Some(options) };
     Ok(objects.clone().apply(request).await?.into_inner())

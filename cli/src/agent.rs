@@ -84,9 +84,9 @@ pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
     let cancel = signals()?;
     let render = telemetry::metrics()?;
     if let Some(address) = listen_metrics {
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .with_context(|| format!("can't listen on {address} for metrics: is the port in use? choose another with --listen-metrics"))?;
+        let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
+            format!("can't listen on {address} for metrics: is the port in use? choose another with --listen-metrics")
+        })?;
         let router = axum::Router::new()
             .route("/metrics", axum::routing::get(move || async move { render() }))
             .route("/livez", axum::routing::get(|| async { "ok\n" }));
@@ -102,7 +102,10 @@ fn configure(global: &Global, args: AgentArgs, file: AgentArgs) -> anyhow::Resul
     let mode = args.mode.or(file.mode).unwrap_or_else(|| "auto".into());
     let renew_seconds = args.renew_seconds.or(file.renew_seconds).unwrap_or(defaults.renew_seconds);
     let grace_seconds = args.grace_seconds.or(file.grace_seconds).unwrap_or(defaults.grace_seconds);
-    anyhow::ensure!(renew_seconds > 0 && grace_seconds > renew_seconds, "--grace-seconds must be more than --renew-seconds, and that more than 0");
+    anyhow::ensure!(
+        renew_seconds > 0 && grace_seconds > renew_seconds,
+        "--grace-seconds must be more than --renew-seconds, and that more than 0"
+    );
     Ok(Config {
         node_name: args.node_name.or(file.node_name).map_or_else(host_name, Ok)?,
         servers,
@@ -123,7 +126,8 @@ fn labels(text: &str) -> anyhow::Result<BTreeMap<String, String>> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {
-            let (key, value) = pair.split_once('=').with_context(|| format!("--node-labels: {pair:?} is not key=value"))?;
+            let (key, value) =
+                pair.split_once('=').with_context(|| format!("--node-labels: {pair:?} is not key=value"))?;
             Ok((key.to_owned(), value.to_owned()))
         })
         .collect()

@@ -13,7 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 /// Kubernetes Services for plain hosts.
 #[derive(Parser)]
-#[command(name = "fairlead", version, about, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "fairlead",
+    version,
+    about,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(flatten)]
     global: client::Global,

@@ -79,7 +79,8 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
     let initial_cluster = match cluster {
         Some(text) => settings::initial_cluster(&text)?,
         None => {
-            let host = if listen_peer.ip().is_unspecified() { "127.0.0.1".to_owned() } else { listen_peer.ip().to_string() };
+            let host =
+                if listen_peer.ip().is_unspecified() { "127.0.0.1".to_owned() } else { listen_peer.ip().to_string() };
             vec![(name.clone(), format!("{host}:{}", listen_peer.port()))]
         }
     };
@@ -111,7 +112,11 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
 /// The range of ClusterIPs; host bits are an error rather than a surprise.
 pub fn service_cidr(given: Option<IpNet>) -> anyhow::Result<IpNet> {
     let Some(cidr) = given else { return Ok("10.96.0.0/12".parse()?) };
-    anyhow::ensure!(cidr.addr() == cidr.network(), "--service-cidr {cidr} has host bits set: did you mean {}?", cidr.trunc());
+    anyhow::ensure!(
+        cidr.addr() == cidr.network(),
+        "--service-cidr {cidr} has host bits set: did you mean {}?",
+        cidr.trunc()
+    );
     let host_bits = cidr.max_prefix_len() - cidr.prefix_len();
     anyhow::ensure!(host_bits <= 20, "--service-cidr {cidr} is too large: at most 20 host bits");
     Ok(cidr)
@@ -124,5 +129,7 @@ fn any(port: u16) -> SocketAddr {
 /// The host's name, as members and nodes are called by default.
 pub fn host_name() -> anyhow::Result<String> {
     let name = nix::unistd::gethostname().context("can't read the host's name: give one")?;
-    name.into_string().map(|name| name.to_lowercase()).map_err(|name| anyhow::anyhow!("the host's name {name:?} is not text: give one"))
+    name.into_string()
+        .map(|name| name.to_lowercase())
+        .map_err(|name| anyhow::anyhow!("the host's name {name:?} is not text: give one"))
 }

@@ -10,7 +10,8 @@ use std::path::Path;
 /// # Errors
 /// The file can't be read or understood.
 pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("can't read the configuration {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("can't read the configuration {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("the configuration {} is not valid", path.display()))
 }
 
@@ -21,8 +22,10 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
 pub fn initial_cluster(text: &str) -> anyhow::Result<Vec<(String, String)>> {
     let mut members: Vec<(String, String)> = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let (name, address) = part.split_once('=').with_context(|| format!("--initial-cluster: {part:?} is not name=host:port"))?;
-        let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port)?.parse::<u16>().ok());
+        let (name, address) =
+            part.split_once('=').with_context(|| format!("--initial-cluster: {part:?} is not name=host:port"))?;
+        let port =
+            address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port)?.parse::<u16>().ok());
         anyhow::ensure!(!name.is_empty() && port.is_some(), "--initial-cluster: {part:?} is not name=host:port");
         anyhow::ensure!(!members.iter().any(|(other, _)| other == name), "--initial-cluster names {name:?} twice");
         anyhow::ensure!(!members.iter().any(|(_, other)| other == address), "--initial-cluster gives {address} twice");
@@ -37,8 +40,10 @@ pub fn initial_cluster(text: &str) -> anyhow::Result<Vec<(String, String)>> {
 /// # Errors
 /// Not such a range.
 pub fn node_port_range(text: &str) -> anyhow::Result<(u16, u16)> {
-    let range = text.split_once('-').and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
-    let (first, last) = range.with_context(|| format!("--node-port-range: {text:?} is not FIRST-LAST, such as 30000-32767"))?;
+    let range =
+        text.split_once('-').and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+    let (first, last) =
+        range.with_context(|| format!("--node-port-range: {text:?} is not FIRST-LAST, such as 30000-32767"))?;
     anyhow::ensure!(first > 0 && first <= last, "--node-port-range: {text:?} is empty");
     Ok((first, last))
 }
@@ -50,7 +55,14 @@ mod tests {
     #[test]
     fn initial_cluster_says_which_part_is_wrong() {
         assert_eq!(initial_cluster("n1=a:1, n2=b:2").unwrap().len(), 2);
-        for (text, says) in [("", "empty"), ("n1", "n1"), ("n1=a", "name=host:port"), ("n1=a:1,n1=b:2", "twice"), ("n1=a:1,n2=a:1", "twice"), ("n1=a:70000", "host:port")] {
+        for (text, says) in [
+            ("", "empty"),
+            ("n1", "n1"),
+            ("n1=a", "name=host:port"),
+            ("n1=a:1,n1=b:2", "twice"),
+            ("n1=a:1,n2=a:1", "twice"),
+            ("n1=a:70000", "host:port"),
+        ] {
             let error = initial_cluster(text).unwrap_err().to_string();
             assert!(error.contains(says), "{text:?}: {error}");
         }

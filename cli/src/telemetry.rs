@@ -11,7 +11,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// Seconds; finer than kube-proxy's at the low end, where Fairlead lives.
-const BUCKETS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Flushes traces when dropped.
 pub struct Telemetry(Option<opentelemetry_sdk::trace::SdkTracerProvider>);
@@ -31,16 +32,27 @@ impl Drop for Telemetry {
 /// A filter or collector address that can't be understood.
 pub fn start(default_filter: &str) -> anyhow::Result<Telemetry> {
     let filter = std::env::var("FAIRLEAD_LOG").unwrap_or_else(|_| default_filter.to_owned());
-    let filter = EnvFilter::try_new(&filter).with_context(|| format!("FAIRLEAD_LOG={filter:?} is not a log filter such as \"info\" or \"fairlead_server=debug\""))?;
+    let filter = EnvFilter::try_new(&filter).with_context(|| {
+        format!("FAIRLEAD_LOG={filter:?} is not a log filter such as \"info\" or \"fairlead_server=debug\"")
+    })?;
     let json = std::env::var("FAIRLEAD_LOG_FORMAT").is_ok_and(|format| format == "json");
-    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(std::io::stderr().is_terminal());
+    let text = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
     let text = if json { text.json().boxed() } else { text.boxed() };
     let provider = match std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT") {
         Ok(endpoint) if !endpoint.is_empty() => Some(tracer_provider(&endpoint)?),
         _ => None,
     };
-    let traces = provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("fairlead")));
-    tracing_subscriber::registry().with(filter).with(text).with(traces).try_init().context("logging was started twice")?;
+    let traces =
+        provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("fairlead")));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(text)
+        .with(traces)
+        .try_init()
+        .context("logging was started twice")?;
     Ok(Telemetry(provider))
 }
 
@@ -51,7 +63,10 @@ fn tracer_provider(endpoint: &str) -> anyhow::Result<opentelemetry_sdk::trace::S
         .build()
         .with_context(|| format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint:?} can't be used"))?;
     let resource = opentelemetry_sdk::Resource::builder().with_service_name("fairlead").build();
-    Ok(opentelemetry_sdk::trace::SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(opentelemetry_sdk::trace::SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }
 
 /// Installs the process's metrics recorder; the answer renders it.

@@ -29,13 +29,21 @@ fn endpoints(name: &str) -> Value {
 }
 
 fn unavailable() -> Reaction {
-    Reaction::Refuse(Code::Unavailable, Problem { reason: "ServiceUnavailable".into(), message: "no leader".into(), ..Problem::default() })
+    Reaction::Refuse(
+        Code::Unavailable,
+        Problem { reason: "ServiceUnavailable".into(), message: "no leader".into(), ..Problem::default() },
+    )
 }
 
 fn unknown() -> Reaction {
     Reaction::Refuse(
         Code::Unknown,
-        Problem { reason: "Timeout".into(), message: "leader was lost".into(), unknown_outcome: true, ..Problem::default() },
+        Problem {
+            reason: "Timeout".into(),
+            message: "leader was lost".into(),
+            unknown_outcome: true,
+            ..Problem::default()
+        },
     )
 }
 
@@ -99,7 +107,11 @@ async fn a_refusal_after_doubt_is_no_proof() {
 async fn a_refusal_is_final_and_not_sent_again() {
     let mock = Mock::start().await;
     let key = fairlead_proto::model::Key::new(Kind::Service, "default", "web").to_wire();
-    let cause = |field: &str| FieldProblem { field: field.into(), reason: "FieldValueRequired".into(), message: "Required value".into() };
+    let cause = |field: &str| FieldProblem {
+        field: field.into(),
+        reason: "FieldValueRequired".into(),
+        message: "Required value".into(),
+    };
     let invalid = Problem {
         reason: "Invalid".into(),
         message: "m".into(),
@@ -163,7 +175,8 @@ async fn dry_runs_keep_nothing_and_say_so() {
     let ran = apply(&[&fresh], &["--dry-run=client", "-o", "jsonpath={.spec.ports[0].port}"]).await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "80"), "{ran:?}");
     assert!(ids(&fresh).is_empty());
-    let typo = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"portz": 1}}).to_string();
+    let typo =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"portz": 1}}).to_string();
     let ran = fairlead(&[&fresh], &["apply", "-f", "-", "--dry-run=client"], &typo).await;
     assert!(ran.code == 1 && ran.err.contains("unknown field \"spec.portz\""), "{ran:?}");
 }
@@ -171,7 +184,8 @@ async fn dry_runs_keep_nothing_and_say_so() {
 #[tokio::test]
 async fn documents_fail_one_by_one() {
     let mock = Mock::start().await;
-    let gone = Problem { reason: "NotFound".into(), message: "namespaces \"gone\" not found".into(), ..Problem::default() };
+    let gone =
+        Problem { reason: "NotFound".into(), message: "namespaces \"gone\" not found".into(), ..Problem::default() };
     mock.writes(&[Reaction::Refuse(Code::NotFound, gone)]);
     let text = format!(
         "{}\n{}\n{}\n",
@@ -191,12 +205,21 @@ async fn documents_fail_one_by_one() {
 async fn trouble_with_the_connection_is_one_sentence() {
     let begun = Instant::now();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let ran =
-        run(vec!["--insecure".into(), "--server".into(), format!("127.0.0.1:{port}"), "get".into(), "svc".into()], String::new()).await;
+    let ran = run(
+        vec!["--insecure".into(), "--server".into(), format!("127.0.0.1:{port}"), "get".into(), "svc".into()],
+        String::new(),
+    )
+    .await;
     assert_eq!(ran.code, 1);
-    assert_eq!(ran.err, format!("The connection to the server 127.0.0.1:{port} was refused - did you specify the right host or port?\n"));
+    assert_eq!(
+        ran.err,
+        format!(
+            "The connection to the server 127.0.0.1:{port} was refused - did you specify the right host or port?\n"
+        )
+    );
     assert!(begun.elapsed() < Duration::from_secs(10));
-    let ran = run(vec!["--server".into(), format!("127.0.0.1:{port}"), "get".into(), "svc".into()], String::new()).await;
+    let ran =
+        run(vec!["--server".into(), format!("127.0.0.1:{port}"), "get".into(), "svc".into()], String::new()).await;
     assert!(ran.code == 1 && ran.err.contains("--insecure") && ran.err.lines().count() == 1, "{ran:?}");
     let ran = run(vec!["--config".into(), "/nonexistent".into(), "get".into(), "svc".into()], String::new()).await;
     assert!(ran.code == 1 && ran.err.contains("/nonexistent"), "{ran:?}");
@@ -210,7 +233,8 @@ async fn trouble_with_the_connection_is_one_sentence() {
 async fn tables_lists_and_what_is_not_there() {
     let mock = Mock::start().await.with(&[service("web"), service("db"), pod("True"), endpoints("web")]);
     let node = NodeProgress { name: "n1".into(), live: true, acknowledged: 8, ..NodeProgress::default() };
-    mock.shelf.lock().unwrap().status.nodes = vec![NodeProgress { acknowledged: 9, name: "n2".into(), ..node.clone() }, node];
+    mock.shelf.lock().unwrap().status.nodes =
+        vec![NodeProgress { acknowledged: 9, name: "n2".into(), ..node.clone() }, node];
     let get = async |args: &[&str]| {
         let all: Vec<&str> = ["get"].iter().chain(args).copied().collect();
         fairlead(&[&mock], &all, "").await
@@ -247,7 +271,11 @@ async fn tables_lists_and_what_is_not_there() {
     let ran = get(&["svc", "web", "-o", "json"]).await;
     assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap()["spec"]["selector"]["app"], "web");
     let ran = get(&["eps"]).await;
-    assert!(ran.out.starts_with("NAME        ADDRESSTYPE   PORTS   ENDPOINTS") && ran.out.contains("10.244.0.1,10.244.0.2"), "{}", ran.out);
+    assert!(
+        ran.out.starts_with("NAME        ADDRESSTYPE   PORTS   ENDPOINTS") && ran.out.contains("10.244.0.1,10.244.0.2"),
+        "{}",
+        ran.out
+    );
     let ran = get(&["ep"]).await;
     assert!(ran.out.contains("web    10.244.0.1:8080"), "{}", ran.out);
 }
@@ -256,7 +284,8 @@ async fn tables_lists_and_what_is_not_there() {
 async fn a_service_is_described_in_the_order_of_kubectl() {
     let mock = Mock::start().await.with(&[service("web"), endpoints("web")]);
     let node = NodeProgress { name: "n1".into(), live: true, acknowledged: 9, ..NodeProgress::default() };
-    mock.shelf.lock().unwrap().status.nodes = vec![node.clone(), NodeProgress { name: "n7".into(), acknowledged: 8, lag: 1, ..node }];
+    mock.shelf.lock().unwrap().status.nodes =
+        vec![node.clone(), NodeProgress { name: "n7".into(), acknowledged: 8, lag: 1, ..node }];
     let ran = fairlead(&[&mock], &["describe", "svc", "web"], "").await;
     assert_eq!(
         ran.out,
@@ -310,8 +339,13 @@ async fn a_watch_goes_on_at_another_server() {
         revision,
         initial_events_end: false,
     };
-    let bookmark = WatchResponse { r#type: EventType::Bookmark as i32, object: None, revision: 20, initial_events_end: true };
-    first.shelf.lock().unwrap().streams.push_back(vec![event(EventType::Added, "a", 11), bookmark, event(EventType::Added, "b", 21)]);
+    let bookmark =
+        WatchResponse { r#type: EventType::Bookmark as i32, object: None, revision: 20, initial_events_end: true };
+    first.shelf.lock().unwrap().streams.push_back(vec![
+        event(EventType::Added, "a", 11),
+        bookmark,
+        event(EventType::Added, "b", 21),
+    ]);
     second.shelf.lock().unwrap().streams.push_back(vec![event(EventType::Deleted, "a", 22)]);
     let ran = fairlead(
         &[&first, &second],
@@ -319,7 +353,8 @@ async fn a_watch_goes_on_at_another_server() {
         "",
     )
     .await;
-    let rows: Vec<String> = ran.out.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect();
+    let rows: Vec<String> =
+        ran.out.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(rows, ["ADDED a", "ADDED b", "DELETED a"], "{ran:?}");
     assert_eq!(ran.code, 0);
     assert_eq!(second.shelf.lock().unwrap().watches.first(), Some(&21));
@@ -331,11 +366,24 @@ async fn a_watch_goes_on_at_another_server() {
 async fn waiting_for_conditions() {
     let mock = Mock::start().await.with(&[pod("False"), service("web"), endpoints("web")]);
     let object = |ready: &str| Some(fairlead_proto::manifest::decode(&pod(ready)).unwrap().object);
-    let added =
-        |ready: &str| WatchResponse { r#type: EventType::Added as i32, object: object(ready), revision: 5, initial_events_end: false };
-    let bookmark = |revision: u64| WatchResponse { r#type: EventType::Bookmark as i32, object: None, revision, initial_events_end: true };
+    let added = |ready: &str| WatchResponse {
+        r#type: EventType::Added as i32,
+        object: object(ready),
+        revision: 5,
+        initial_events_end: false,
+    };
+    let bookmark = |revision: u64| WatchResponse {
+        r#type: EventType::Bookmark as i32,
+        object: None,
+        revision,
+        initial_events_end: true,
+    };
     let push = |events: Vec<WatchResponse>| mock.shelf.lock().unwrap().streams.push_back(events);
-    push(vec![added("False"), bookmark(6), WatchResponse { r#type: EventType::Modified as i32, revision: 7, ..added("True") }]);
+    push(vec![
+        added("False"),
+        bookmark(6),
+        WatchResponse { r#type: EventType::Modified as i32, revision: 7, ..added("True") },
+    ]);
     let ran = fairlead(&[&mock], &["wait", "pod/p", "--for=condition=Ready", "--timeout=10s"], "").await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "pod/p condition met\n"), "{ran:?}");
     push(vec![added("False"), bookmark(6)]);
@@ -350,7 +398,8 @@ async fn waiting_for_conditions() {
     let ran = fairlead(&[&mock], &["wait", "pod/q", "--for=delete"], "").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     let laggard = NodeProgress { name: "n7".into(), live: true, acknowledged: 8, lag: 1, ..NodeProgress::default() };
-    mock.shelf.lock().unwrap().programmed = WaitProgrammedResponse { programmed: false, revision: 9, nodes: 2, laggards: vec![laggard] };
+    mock.shelf.lock().unwrap().programmed =
+        WaitProgrammedResponse { programmed: false, revision: 9, nodes: 2, laggards: vec![laggard] };
     let ran = fairlead(&[&mock], &["wait", "svc/web", "--for=programmed", "--timeout=300ms"], "").await;
     assert_eq!(ran.code, 1);
     assert!(
@@ -360,7 +409,8 @@ async fn waiting_for_conditions() {
         ran.err
     );
     let silent = NodeProgress { name: "n8".into(), silent_ms: 9_000, acknowledged: 3, ..NodeProgress::default() };
-    mock.shelf.lock().unwrap().programmed = WaitProgrammedResponse { programmed: true, revision: 9, nodes: 2, laggards: vec![silent] };
+    mock.shelf.lock().unwrap().programmed =
+        WaitProgrammedResponse { programmed: true, revision: 9, nodes: 2, laggards: vec![silent] };
     let ran = fairlead(&[&mock], &["wait", "svc/web", "--for=programmed"], "").await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "service/web condition met\n"));
     assert_eq!(ran.err, "Warning: node n8 is silent for 9s and may still run with the rules of revision 3\n");
@@ -378,7 +428,8 @@ async fn small_verbs() {
     };
     ok(&["version"], concat!("Client Version: v", env!("CARGO_PKG_VERSION"), "\nServer Version: v0.1.0\n")).await;
     ok(&["create", "namespace", "team"], "namespace/team created\n").await;
-    ok(&["create", "service", "clusterip", "s", "--tcp=80:8080", "--dry-run=client"], "service/s created (dry run)\n").await;
+    ok(&["create", "service", "clusterip", "s", "--tcp=80:8080", "--dry-run=client"], "service/s created (dry run)\n")
+        .await;
     ok(&["expose", "pod", "p", "--port=80", "--name=front"], "service/front exposed\n").await;
     ok(&["annotate", "svc", "web", "a=b"], "service/web annotated\n").await;
     ok(&["label", "svc", "web", "app-"], "service/web unlabeled\n").await;
@@ -388,7 +439,10 @@ async fn small_verbs() {
     let ran = fairlead(&[&mock], &["replace", "-f", "-"], &service("web").to_string()).await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "service/web replaced\n"), "{ran:?}");
     let ran = fairlead(&[&mock], &["dataplane", "list", "--node", "x"], "").await;
-    assert_eq!((ran.code, ran.err.as_str()), (1, "Error from server (NotFound): node \"x\" is connected to no server\n"));
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (1, "Error from server (NotFound): node \"x\" is connected to no server\n")
+    );
     let ran = fairlead(&[&mock], &["events"], "").await;
     assert_eq!((ran.code, ran.err.as_str()), (0, "No events found in default namespace.\n"));
 }

@@ -1,4 +1,5 @@
 //! The real binary as a cluster: kill -9 of the leader, of everyone; wrong starts and bad input.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod common;
 
@@ -31,9 +32,12 @@ fn nothing_acknowledged_is_lost_by_killing_the_leader_and_then_everyone() {
     let digests = eventually("three members at one revision with one digest", || {
         let status = cluster.status();
         let members = status["members"].as_array()?.clone();
-        let digest = |index: usize| Some((members.get(index)?["revision"].clone(), members.get(index)?["stateDigest"].as_str()?.to_owned()));
+        let digest = |index: usize| {
+            Some((members.get(index)?["revision"].clone(), members.get(index)?["stateDigest"].as_str()?.to_owned()))
+        };
         let first = digest(0)?;
-        (Some(&first) == digest(1).as_ref() && Some(&first) == digest(2).as_ref() && !first.1.is_empty()).then_some(first)
+        (Some(&first) == digest(1).as_ref() && Some(&first) == digest(2).as_ref() && !first.1.is_empty())
+            .then_some(first)
     });
     assert_eq!(digests.1.len(), 64);
 }
@@ -72,7 +76,8 @@ fn wrong_starts_say_what_to_do() {
     assert!(text(&wrong.stderr).contains("cluster"), "{}", text(&wrong.stderr));
     let plain = run(Command::new(common::FAIRLEAD).args(["server", "--name", "n1"]), "");
     assert!(text(&plain.stderr).contains("--insecure"), "{}", text(&plain.stderr));
-    let missing = run(Command::new(common::FAIRLEAD).args(["--insecure", "--config", "/nonexistent.toml", "server"]), "");
+    let missing =
+        run(Command::new(common::FAIRLEAD).args(["--insecure", "--config", "/nonexistent.toml", "server"]), "");
     assert!(text(&missing.stderr).contains("/nonexistent.toml"), "{}", text(&missing.stderr));
 }
 
@@ -80,14 +85,29 @@ fn wrong_starts_say_what_to_do() {
 fn bad_input_gets_one_clear_error_and_changes_nothing() {
     let cluster = Cluster::start(1);
     let before = cluster.status()["revision"].clone();
-    let long = format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: big\n  annotations:\n    a: {}\nspec:\n  ports:\n  - port: 80\n", "x".repeat(300_000));
+    let long = format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: big\n  annotations:\n    a: {}\nspec:\n  ports:\n  - port: 80\n",
+        "x".repeat(300_000)
+    );
     let cases: &[(&str, &str)] = &[
         ("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {portz: []}\n", "unknown field \"spec.portz\""),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {}\n", "spec.ports: Required value"),
-        ("apiVersion: v1\nkind: Service\nmetadata: {name: Web_1}\nspec: {ports: [{port: 80}]}\n", "metadata.name: Invalid value"),
-        ("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 0}]}\n", "must be between 1 and 65535"),
-        ("apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: nowhere}\nspec: {ports: [{port: 80}]}\n", "namespaces \"nowhere\" not found"),
-        ("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 192.168.1.1, ports: [{port: 80}]}\n", "not in the valid range"),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: Web_1}\nspec: {ports: [{port: 80}]}\n",
+            "metadata.name: Invalid value",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 0}]}\n",
+            "must be between 1 and 65535",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: nowhere}\nspec: {ports: [{port: 80}]}\n",
+            "namespaces \"nowhere\" not found",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 192.168.1.1, ports: [{port: 80}]}\n",
+            "not in the valid range",
+        ),
         ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n", "Deployment"),
         ("not: [closed\n", "line"),
         (&long, "annotations"),
@@ -127,7 +147,9 @@ fn dev_is_ready_and_its_client_configuration_works() {
         command.arg(format!("--listen-{face}")).arg(format!("127.0.0.1:{}", common::free_port()));
     }
     let process = Process::start(&mut command, dir.path().join("log"));
-    eventually("a line that starts with ready", || process.output().lines().any(|line| line.starts_with("ready")).then_some(()));
+    eventually("a line that starts with ready", || {
+        process.output().lines().any(|line| line.starts_with("ready")).then_some(())
+    });
     let config = dir.path().join("client.yaml");
     let fairlead = |args: &[&str]| run(Command::new(common::FAIRLEAD).arg("--config").arg(&config).args(args), "");
     let services = fairlead(&["get", "svc", "-o", "name"]);

@@ -42,9 +42,7 @@ fn hash(tag: u8, encoded: &[u8]) -> [u64; 4] {
     let sum = hasher.finalize();
     let mut lanes = [0; 4];
     for (lane, bytes) in lanes.iter_mut().zip(sum.chunks_exact(8)) {
-        *lane = bytes
-            .iter()
-            .fold(0, |word, byte| (word << 8) | u64::from(*byte));
+        *lane = bytes.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte));
     }
     lanes
 }

@@ -20,10 +20,7 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// Makes one of its parts.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Self { namespace: namespace.into(), name: name.into() }
     }
 
     /// Splits "namespace/name"; without a slash the namespace is empty.
@@ -122,10 +119,7 @@ impl NodeView {
                 touched.all = true;
             }
             Some(from) if from != self.revision => {
-                return Err(FoldError::Gap {
-                    from,
-                    have: self.revision,
-                });
+                return Err(FoldError::Gap { from, have: self.revision });
             }
             Some(_) => {}
         }
@@ -135,22 +129,15 @@ impl NodeView {
             touched.services.insert(key);
         }
         for item in &delta.upsert_services {
-            touched
-                .services
-                .insert(NamespacedName::new(&item.namespace, &item.name));
+            touched.services.insert(NamespacedName::new(&item.namespace, &item.name));
             self.upsert_service(item.clone());
         }
         for reference in &delta.remove_endpoints {
-            touched.services.insert(NamespacedName::new(
-                &reference.namespace,
-                &reference.service,
-            ));
+            touched.services.insert(NamespacedName::new(&reference.namespace, &reference.service));
             self.remove_endpoint(reference);
         }
         for item in &delta.upsert_endpoints {
-            touched
-                .services
-                .insert(NamespacedName::new(&item.namespace, &item.service));
+            touched.services.insert(NamespacedName::new(&item.namespace, &item.service));
             self.upsert_endpoint(item)?;
         }
         for path in &delta.remove_pods {
@@ -198,11 +185,7 @@ impl NodeView {
         NodeDelta {
             from: None,
             to: self.revision,
-            upsert_services: self
-                .services
-                .values()
-                .map(|service| service.item.clone())
-                .collect(),
+            upsert_services: self.services.values().map(|service| service.item.clone()).collect(),
             upsert_endpoints: self
                 .services
                 .iter()
@@ -223,19 +206,14 @@ impl NodeView {
 
     fn upsert_service(&mut self, item: ServiceItem) {
         self.digest.add(SERVICE, &item.encode_to_vec());
-        let entry = self
-            .services
-            .entry(NamespacedName::new(&item.namespace, &item.name));
+        let entry = self.services.entry(NamespacedName::new(&item.namespace, &item.name));
         match entry {
             std::collections::btree_map::Entry::Occupied(mut old) => {
                 self.digest.remove(SERVICE, &old.get().item.encode_to_vec());
                 old.get_mut().item = item;
             }
             std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(ServiceView {
-                    item,
-                    endpoints: BTreeMap::new(),
-                });
+                slot.insert(ServiceView { item, endpoints: BTreeMap::new() });
             }
         }
     }
@@ -244,8 +222,7 @@ impl NodeView {
         if let Some(old) = self.services.remove(key) {
             self.digest.remove(SERVICE, &old.item.encode_to_vec());
             for endpoint in old.endpoints.values() {
-                self.digest
-                    .remove(ENDPOINT, &encode_endpoint(key, endpoint));
+                self.digest.remove(ENDPOINT, &encode_endpoint(key, endpoint));
             }
         }
     }
@@ -268,10 +245,7 @@ impl NodeView {
         let Some(service) = self.services.get_mut(&key) else {
             return;
         };
-        if let Some(old) = service
-            .endpoints
-            .remove(&(reference.address.clone(), reference.pod_name.clone()))
-        {
+        if let Some(old) = service.endpoints.remove(&(reference.address.clone(), reference.pod_name.clone())) {
             self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
         }
     }

@@ -19,7 +19,11 @@ const QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// `/livez` and `/readyz`: alive while storage works; ready while a quorum confirms reads.
 pub fn health(consensus: Consensus) -> Router {
-    Router::new().route("/livez", get(livez)).route("/healthz", get(livez)).route("/readyz", get(readyz)).with_state(consensus)
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/healthz", get(livez))
+        .route("/readyz", get(readyz))
+        .with_state(consensus)
 }
 
 /// `/metrics`.

@@ -72,7 +72,9 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A listener can't be opened.
-    #[error("can't listen on {address} for {face}: {error}; is another process using the port? choose another with --listen-{face}")]
+    #[error(
+        "can't listen on {address} for {face}: {error}; is another process using the port? choose another with --listen-{face}"
+    )]
     Listen {
         /// Which face.
         face: &'static str,
@@ -99,7 +101,11 @@ pub enum ServerError {
 ///
 /// # Errors
 /// [`ServerError`]; nothing is lost: what was acknowledged is on disk.
-pub async fn run(config: Config, cancel: CancellationToken, started: Option<oneshot::Sender<Consensus>>) -> Result<(), ServerError> {
+pub async fn run(
+    config: Config,
+    cancel: CancellationToken,
+    started: Option<oneshot::Sender<Consensus>>,
+) -> Result<(), ServerError> {
     let listeners = Listeners::open(&config).await?;
     let face = Arc::new(PeerFace::default());
     let consensus = Consensus::start(consensus_config(&config)?, face.clone()).await?;
@@ -218,12 +224,18 @@ async fn grpc_routes(
         ObjectsServer::new(objects).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(MAX_MESSAGE),
     )
     .add_service(ClusterServer::new(cluster).max_encoding_message_size(MAX_MESSAGE))
-    .add_service(NodeSyncServer::new(sync).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+    .add_service(
+        NodeSyncServer::new(sync).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE),
+    )
     .add_service(health_service)
     .add_service(reflection))
 }
 
-async fn serve_grpc(listener: TcpListener, routes: tonic::service::Routes, cancel: CancellationToken) -> Result<(), tonic::transport::Error> {
+async fn serve_grpc(
+    listener: TcpListener,
+    routes: tonic::service::Routes,
+    cancel: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -246,6 +258,11 @@ fn serve_dns(
     });
     let local = consensus.clone();
     let local: dns::LocalFn = Arc::new(move || local.local());
-    let config = dns::Config { listen: config.listen_dns, zone: config.cluster_domain.clone(), stale: config.dns_stale, ..dns::Config::default() };
+    let config = dns::Config {
+        listen: config.listen_dns,
+        zone: config.cluster_domain.clone(),
+        stale: config.dns_stale,
+        ..dns::Config::default()
+    };
     dns::serve(config, read, local, cancel)
 }

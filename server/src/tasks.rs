@@ -30,7 +30,11 @@ impl Tasks {
     }
 
     /// Starts a task.
-    pub fn spawn<E: std::fmt::Display>(&mut self, name: &'static str, task: impl Future<Output = Result<(), E>> + Send + 'static) {
+    pub fn spawn<E: std::fmt::Display>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
         let handle = self.set.spawn(async move { task.await.map_err(|error| error.to_string()) });
         self.names.insert(handle.id(), name);
     }

@@ -30,7 +30,11 @@ impl Writer {
     ///
     /// # Errors
     /// [`ProposeError`]: not proposed, or unknown.
-    pub async fn propose_once(&self, request_id: Option<RequestId>, command: command::Kind) -> Result<Outcome, ProposeError> {
+    pub async fn propose_once(
+        &self,
+        request_id: Option<RequestId>,
+        command: command::Kind,
+    ) -> Result<Outcome, ProposeError> {
         self.consensus.propose(stamp(command, request_id)).await
     }
 }

@@ -1,13 +1,11 @@
 //! Three members in one process, on loopback and temporary RocksDBs: writes anywhere, failover, restart, snapshots.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use fairlead_proto::internal::v1::{
-    BoardRequest, BoardResponse, Delete, Outcome, Put, ReportNodesRequest, ReportNodesResponse,
-    command, put,
+    BoardRequest, BoardResponse, Delete, Outcome, Put, ReportNodesRequest, ReportNodesResponse, command, put,
 };
 use fairlead_proto::model::Key;
-use fairlead_proto::v1::{
-    DataplaneRequest, DataplaneResponse, Kind, MemberStatus, Namespace, ObjectMeta, RequestId,
-};
+use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, Kind, MemberStatus, Namespace, ObjectMeta, RequestId};
 use fairlead_server::raft::{Consensus, ConsensusConfig, PeerApi, ProposeError, StartError};
 use fairlead_server::write::stamp;
 use std::net::TcpListener;
@@ -21,10 +19,7 @@ struct Silent;
 
 #[tonic::async_trait]
 impl PeerApi for Silent {
-    async fn report_nodes(
-        &self,
-        _: ReportNodesRequest,
-    ) -> Result<ReportNodesResponse, tonic::Status> {
+    async fn report_nodes(&self, _: ReportNodesRequest) -> Result<ReportNodesResponse, tonic::Status> {
         Ok(ReportNodesResponse::default())
     }
     async fn board(&self, _: BoardRequest) -> Result<BoardResponse, tonic::Status> {
@@ -70,25 +65,13 @@ impl Cluster {
 
     fn prepare(count: usize, snapshot_entries: u64) -> Self {
         // All ports are held at once, so that no two members get one.
-        let held: Vec<TcpListener> = (0..count)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
+        let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let list = held
             .iter()
             .enumerate()
-            .map(|(index, held)| {
-                (
-                    format!("n{}", index + 1),
-                    held.local_addr().unwrap().to_string(),
-                )
-            })
+            .map(|(index, held)| (format!("n{}", index + 1), held.local_addr().unwrap().to_string()))
             .collect();
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-            list,
-            members: (0..count).map(|_| None).collect(),
-            snapshot_entries,
-        }
+        Self { dir: tempfile::tempdir().unwrap(), list, members: (0..count).map(|_| None).collect(), snapshot_entries }
     }
 
     fn data_dir(&self, index: usize) -> PathBuf {
@@ -110,11 +93,7 @@ impl Cluster {
 
     async fn start_member(&mut self, index: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         loop {
             let starting = Consensus::start(self.config(index), Arc::new(Silent));
             match runtime.spawn(starting).await.unwrap() {
@@ -159,11 +138,8 @@ impl Cluster {
     async fn leader(&self) -> usize {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let leading = (0..self.members.len()).find(|index| {
-                self.members[*index]
-                    .as_ref()
-                    .is_some_and(|running| running.consensus.is_leader())
-            });
+            let leading = (0..self.members.len())
+                .find(|index| self.members[*index].as_ref().is_some_and(|running| running.consensus.is_leader()));
             if let Some(leader) = leading {
                 return leader;
             }
@@ -175,17 +151,9 @@ impl Cluster {
     /// Creates a namespace through a member, trying again with the same request id while nobody leads.
     async fn create(&self, through: usize, name: &str) -> Outcome {
         let deadline = Instant::now() + Duration::from_secs(15);
-        let request = RequestId {
-            client: format!("test-{name}"),
-            sequence: 1,
-            ..RequestId::default()
-        };
+        let request = RequestId { client: format!("test-{name}"), sequence: 1, ..RequestId::default() };
         loop {
-            match self
-                .member(through)
-                .propose(stamp(create(name), Some(request.clone())))
-                .await
-            {
+            match self.member(through).propose(stamp(create(name), Some(request.clone()))).await {
                 Ok(outcome) => return outcome,
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
@@ -229,16 +197,8 @@ impl Cluster {
 }
 
 fn create(name: &str) -> command::Kind {
-    let metadata = ObjectMeta {
-        name: name.into(),
-        uid: format!("uid-{name}"),
-        ..ObjectMeta::default()
-    };
-    let object = Namespace {
-        metadata: Some(metadata),
-        ..Namespace::default()
-    }
-    .into();
+    let metadata = ObjectMeta { name: name.into(), uid: format!("uid-{name}"), ..ObjectMeta::default() };
+    let object = Namespace { metadata: Some(metadata), ..Namespace::default() }.into();
     command::Kind::Put(Put {
         object: Some(object),
         precondition: Some(put::Precondition::Create(true)),
@@ -255,10 +215,7 @@ async fn writes_through_any_member_are_read_on_every_member_and_survive_the_lead
     }
     for index in 0..3 {
         let names = cluster.names(index).await;
-        assert!(
-            (0..3).all(|writer| names.contains(&format!("through-{writer}"))),
-            "{names:?}"
-        );
+        assert!((0..3).all(|writer| names.contains(&format!("through-{writer}"))), "{names:?}");
     }
     let leader = cluster.leader().await;
     cluster.stop_member(leader).await;
@@ -280,20 +237,10 @@ async fn a_retry_is_executed_once_whichever_member_takes_it() {
     assert_eq!((&first.rejection, &again.rejection), (&None, &None));
     assert_eq!(first.revision, again.revision);
     let key = Key::new(Kind::Namespace, "", "once").to_wire();
-    let delete = command::Kind::Delete(Delete {
-        key: Some(key),
-        ..Delete::default()
-    });
-    cluster
-        .member(2)
-        .propose(stamp(delete, None))
-        .await
-        .unwrap();
+    let delete = command::Kind::Delete(Delete { key: Some(key), ..Delete::default() });
+    cluster.member(2).propose(stamp(delete, None)).await.unwrap();
     let late = cluster.create(2, "once").await;
-    assert_eq!(
-        late.revision, first.revision,
-        "a late retry doesn't create it again"
-    );
+    assert_eq!(late.revision, first.revision, "a late retry doesn't create it again");
     assert!(!cluster.names(0).await.contains(&"once".to_owned()));
 }
 
@@ -309,19 +256,10 @@ async fn a_lagging_member_gets_a_snapshot_and_everyone_restarts_with_everything(
     }
     cluster.start_member(lagging).await;
     cluster.converge().await;
-    assert_eq!(
-        cluster.names(lagging).await.len(),
-        303,
-        "with default and kube-system"
-    );
+    assert_eq!(cluster.names(lagging).await.len(), 303, "with default and kube-system");
     // The window came with the snapshot: a watcher resumes on the member that was away.
     let snapshot = cluster.member(lagging).local();
-    assert!(
-        snapshot
-            .history
-            .after(snapshot.state.revision() - 200)
-            .is_ok()
-    );
+    assert!(snapshot.history.after(snapshot.state.revision() - 200).is_ok());
     drop(snapshot);
     for index in 0..3 {
         cluster.stop_member(index).await;
@@ -357,18 +295,11 @@ async fn the_leader_is_killed_while_writes_go_on_and_nothing_acknowledged_is_los
         tokio::time::sleep(Duration::from_millis(50)).await;
         cluster.kill_member(leader);
         let acknowledged = writing.await.unwrap();
-        assert!(
-            acknowledged.len() > 20,
-            "the writes went on: {}",
-            acknowledged.len()
-        );
+        assert!(acknowledged.len() > 20, "the writes went on: {}", acknowledged.len());
         expected.extend(acknowledged);
         cluster.start_member(leader).await;
         let names = cluster.names(leader).await;
-        let lost: Vec<_> = expected
-            .iter()
-            .filter(|name| !names.contains(name))
-            .collect();
+        let lost: Vec<_> = expected.iter().filter(|name| !names.contains(name)).collect();
         assert!(lost.is_empty(), "{lost:?}");
     }
     cluster.converge().await;
@@ -384,24 +315,13 @@ async fn a_read_after_an_acknowledged_write_sees_it_on_every_member() {
                 let name = format!("w{writer}-{count}");
                 let outcome = cluster.create((writer + count) % 3, &name).await;
                 // Its own server has it already, without asking anyone.
-                assert!(
-                    cluster
-                        .member((writer + count) % 3)
-                        .local()
-                        .state
-                        .revision()
-                        >= outcome.revision
-                );
+                assert!(cluster.member((writer + count) % 3).local().state.revision() >= outcome.revision);
                 let reader = (writer + count * 2 + 1) % 3;
                 let key = Key::new(Kind::Namespace, "", name);
                 let snapshot = cluster.member(reader).read().await.unwrap();
                 assert!(snapshot.state.get(&key).is_some(), "{key} on {reader}");
                 let seen = snapshot.state.revision();
-                let later = cluster
-                    .member((reader + 1) % 3)
-                    .read_at_least(seen)
-                    .await
-                    .unwrap();
+                let later = cluster.member((reader + 1) % 3).read_at_least(seen).await.unwrap();
                 assert!(later.state.revision() >= seen);
             }
         }
@@ -427,10 +347,7 @@ async fn all_are_killed_at_once_and_everything_acknowledged_is_there() {
             cluster.start_member(index).await;
         }
         let names = cluster.names(round).await;
-        let lost: Vec<_> = written
-            .iter()
-            .filter(|name| !names.contains(name))
-            .collect();
+        let lost: Vec<_> = written.iter().filter(|name| !names.contains(name)).collect();
         assert!(lost.is_empty(), "{lost:?}");
     }
     cluster.converge().await;
@@ -446,26 +363,11 @@ async fn without_a_quorum_nothing_is_claimed_and_with_it_all_goes_on() {
     let alone = cluster.member(0).clone();
     let write = alone.propose(stamp(create("alone"), None));
     let (write, read) = tokio::join!(write, alone.read());
-    assert!(
-        matches!(
-            write,
-            Err(ProposeError::NotProposed(_) | ProposeError::Unknown(_))
-        ),
-        "{write:?}"
-    );
+    assert!(matches!(write, Err(ProposeError::NotProposed(_) | ProposeError::Unknown(_))), "{write:?}");
     assert!(read.is_err());
-    assert!(
-        begun.elapsed() < Duration::from_secs(8),
-        "the answer does not keep a client waiting"
-    );
+    assert!(begun.elapsed() < Duration::from_secs(8), "the answer does not keep a client waiting");
     // What is local is still served.
-    assert!(
-        alone
-            .local()
-            .state
-            .get(&Key::new(Kind::Namespace, "", "before"))
-            .is_some()
-    );
+    assert!(alone.local().state.get(&Key::new(Kind::Namespace, "", "before")).is_some());
     drop(alone);
     cluster.start_member(1).await;
     assert_eq!(cluster.create(0, "after").await.rejection, None);
@@ -506,12 +408,7 @@ async fn a_member_that_lost_its_disk_gets_everything_back_before_it_votes() {
     let killed = if leader == wiped { stale } else { leader };
     cluster.kill_member(killed);
     assert_eq!(cluster.create(wiped, "again").await.rejection, None);
-    assert!(
-        cluster
-            .names(wiped)
-            .await
-            .contains(&"acknowledged".to_owned())
-    );
+    assert!(cluster.names(wiped).await.contains(&"acknowledged".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -541,10 +438,7 @@ async fn stopping_the_leader_hands_over_and_status_says_who_leads() {
     cluster.converge().await;
     let leader = cluster.leader().await;
     let status = cluster.member(leader).status();
-    assert_eq!(
-        (status.name.as_str(), status.leader),
-        (cluster.list[leader].0.as_str(), Some(status.id))
-    );
+    assert_eq!((status.name.as_str(), status.leader), (cluster.list[leader].0.as_str(), Some(status.id)));
     assert_eq!(status.voters.len(), 3);
     assert!(status.applied_index > 0 && status.applied_index <= status.last_log_index);
     let other = (leader + 1) % 3;
@@ -552,10 +446,7 @@ async fn stopping_the_leader_hands_over_and_status_says_who_leads() {
     cluster.stop_member(leader).await;
     // The heir leads already: nobody waited for an election time-out.
     let found = cluster.member(other).status();
-    assert!(
-        found.term > term && found.leader.is_some() && found.leader != Some(status.id),
-        "{found:?}"
-    );
+    assert!(found.term > term && found.leader.is_some() && found.leader != Some(status.id), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -581,11 +472,7 @@ async fn what_can_not_start_says_what_to_do() {
     let refusal = async |change: &dyn Fn(&mut ConsensusConfig)| {
         let mut config = cluster.config(0);
         change(&mut config);
-        Consensus::start(config, Arc::new(Silent))
-            .await
-            .map(drop)
-            .unwrap_err()
-            .to_string()
+        Consensus::start(config, Arc::new(Silent)).await.map(drop).unwrap_err().to_string()
     };
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -595,8 +482,7 @@ async fn what_can_not_start_says_what_to_do() {
     assert!(text.contains("n7") && text.contains("--name"), "{text}");
     let text = refusal(&|config| config.initial_cluster[1].0 = "n1".into()).await;
     assert!(text.contains("a name occurs twice"), "{text}");
-    let text =
-        refusal(&|config| config.initial_cluster[1].1 = config.initial_cluster[0].1.clone()).await;
+    let text = refusal(&|config| config.initial_cluster[1].1 = config.initial_cluster[0].1.clone()).await;
     assert!(text.contains("an address occurs twice"), "{text}");
     let text = refusal(&|config| config.initial_cluster[1].1 = "no host at all".into()).await;
     assert!(text.contains("--initial-cluster"), "{text}");
@@ -610,17 +496,12 @@ async fn one_member_alone_is_a_cluster_and_knows_its_directory() {
     assert_eq!(cluster.create(0, "alone").await.rejection, None);
     let deadline = Instant::now() + Duration::from_secs(5);
     while cluster.member(0).members()[0].grpc_address != "grpc-of-n1" {
-        assert!(
-            Instant::now() < deadline,
-            "the member tells its gRPC address"
-        );
+        assert!(Instant::now() < deadline, "the member tells its gRPC address");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     cluster.stop_member(0).await;
     let mut foreign = cluster.config(0);
-    foreign
-        .initial_cluster
-        .push(("n9".into(), "127.0.0.1:1".into()));
+    foreign.initial_cluster.push(("n9".into(), "127.0.0.1:1".into()));
     let deadline = Instant::now() + Duration::from_secs(10);
     let refusal = loop {
         match Consensus::start(foreign.clone(), Arc::new(Silent)).await {
@@ -630,10 +511,7 @@ async fn one_member_alone_is_a_cluster_and_knows_its_directory() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    assert!(
-        refusal.contains("--data-dir"),
-        "it says what to do: {refusal}"
-    );
+    assert!(refusal.contains("--data-dir"), "it says what to do: {refusal}");
     cluster.start_member(0).await;
     assert!(cluster.names(0).await.contains(&"alone".to_owned()));
 }

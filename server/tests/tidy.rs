@@ -1,5 +1,6 @@
 //! The architecture's rules that a compiler doesn't know, over the sources of the whole workspace: which room may use
 //! what, that pure rooms are pure, sizes, names, and that nothing is left over. Each test lists every offence at once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,10 +56,7 @@ const ONLY_IN: [(&str, &[&str]); 4] = [
 ];
 /// A crate, and what its manifest may not name: dependencies point one way.
 const NEVER_DEPENDS_ON: [(&str, &[&str]); 4] = [
-    (
-        "proto",
-        &["fairlead-server", "fairlead-agent", "rocksdb", "openraft"],
-    ),
+    ("proto", &["fairlead-server", "fairlead-agent", "rocksdb", "openraft"]),
     ("server", &["fairlead-agent"]),
     ("agent", &["fairlead-server", "rocksdb", "openraft"]),
     ("cli", &["rocksdb", "openraft"]),
@@ -79,9 +77,7 @@ impl Source {
     /// Its lines with numbers and without comments, before its tests.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.text.lines().take(self.lines_before_tests());
-        lines
-            .enumerate()
-            .map(|(at, line)| (at + 1, line.split("//").next().unwrap_or_default()))
+        lines.enumerate().map(|(at, line)| (at + 1, line.split("//").next().unwrap_or_default()))
     }
 
     /// Tests stand at the end: they begin with the last `#[cfg(test)]` before a module's body.
@@ -89,9 +85,7 @@ impl Source {
         let lines: Vec<&str> = self.text.lines().collect();
         let begins = |at: &usize| {
             lines[*at].trim() == "#[cfg(test)]"
-                && lines
-                    .get(at + 1)
-                    .is_some_and(|next| next.starts_with("mod ") && next.ends_with('{'))
+                && lines.get(at + 1).is_some_and(|next| next.starts_with("mod ") && next.ends_with('{'))
         };
         (0..lines.len()).find(begins).unwrap_or(lines.len())
     }
@@ -117,11 +111,7 @@ fn sources() -> Vec<Source> {
     paths.sort();
     let source = |path: PathBuf| Source {
         text: fs::read_to_string(&path).unwrap(),
-        path: path
-            .strip_prefix(root())
-            .unwrap()
-            .to_string_lossy()
-            .replace('\\', "/"),
+        path: path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/"),
     };
     paths.into_iter().map(source).collect()
 }
@@ -141,12 +131,7 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
 
 #[track_caller]
 fn none(offences: Vec<String>) {
-    assert!(
-        offences.is_empty(),
-        "{} offences:\n{}",
-        offences.len(),
-        offences.join("\n")
-    );
+    assert!(offences.is_empty(), "{} offences:\n{}", offences.len(), offences.join("\n"));
 }
 
 /// The word stands in the line as a word of its own, not as a part of another.
@@ -155,8 +140,7 @@ fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();
         let after = line[at + word.len()..].chars().next();
-        !before.is_some_and(part_of_name)
-            && (word.ends_with(':') || !after.is_some_and(part_of_name))
+        !before.is_some_and(part_of_name) && (word.ends_with(':') || !after.is_some_and(part_of_name))
     })
 }
 
@@ -164,15 +148,13 @@ fn has_word(line: &str, word: &str) -> bool {
 fn pure_rooms_are_pure() {
     let mut offences = Vec::new();
     for source in sources().iter().filter(|source| !source.is_test()) {
-        let within =
-            |room: &&str| source.path == **room || source.path.starts_with(&format!("{room}/"));
-        if !PURE.iter().any(|room| within(&room)) {
+        let within = |room: &&str| source.path == **room || source.path.starts_with(&format!("{room}/"));
+        if !PURE.iter().any(within) {
             continue;
         }
         for (at, line) in source.code() {
             let used = IMPURE.iter().filter(|word| has_word(line, word));
-            offences
-                .extend(used.map(|word| format!("{}:{at}: {word} in a pure room", source.path)));
+            offences.extend(used.map(|word| format!("{}:{at}: {word} in a pure room", source.path)));
         }
     }
     none(offences);
@@ -181,10 +163,7 @@ fn pure_rooms_are_pure() {
 #[test]
 fn pure_rooms_exist() {
     let gone = PURE.iter().filter(|room| !root().join(room).exists());
-    none(
-        gone.map(|room| format!("{room} is listed as pure but is not there"))
-            .collect(),
-    );
+    none(gone.map(|room| format!("{room} is listed as pure but is not there")).collect());
 }
 
 #[test]
@@ -196,16 +175,11 @@ fn libraries_stay_in_their_rooms() {
                 continue;
             }
             let uses = source.code().filter(|(_, line)| {
-                has_word(line, library)
-                    && (line.contains(&format!("{library}::")) || line.contains("use "))
+                has_word(line, library) && (line.contains(&format!("{library}::")) || line.contains("use "))
             });
-            offences.extend(uses.map(|(at, _)| {
-                format!(
-                    "{}:{at}: {library} belongs in {}",
-                    source.path,
-                    rooms.join(" and ")
-                )
-            }));
+            offences.extend(
+                uses.map(|(at, _)| format!("{}:{at}: {library} belongs in {}", source.path, rooms.join(" and "))),
+            );
         }
     }
     none(offences);
@@ -217,9 +191,7 @@ fn dependencies_point_one_way() {
     for (name, forbidden) in NEVER_DEPENDS_ON {
         let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
         for line in manifest.lines() {
-            let depends = forbidden
-                .iter()
-                .filter(|crate_| line.split(['.', ' ', '=']).next() == Some(**crate_));
+            let depends = forbidden.iter().filter(|crate_| line.split(['.', ' ', '=']).next() == Some(**crate_));
             offences.extend(depends.map(|crate_| format!("{name}/Cargo.toml depends on {crate_}")));
         }
     }
@@ -228,39 +200,21 @@ fn dependencies_point_one_way() {
 
 #[test]
 fn every_file_says_what_it_is_for() {
-    let silent = sources()
-        .into_iter()
-        .filter(|source| !source.text.starts_with("//! "));
-    none(
-        silent
-            .map(|source| format!("{} does not open with //!", source.path))
-            .collect(),
-    );
+    let silent = sources().into_iter().filter(|source| !source.text.starts_with("//! "));
+    none(silent.map(|source| format!("{} does not open with //!", source.path)).collect());
 }
 
 #[test]
 fn files_fit() {
     let files = sources().into_iter().filter(|source| !source.is_test());
-    let long = files
-        .map(|source| (source.lines_before_tests(), source.path))
-        .filter(|(lines, _)| *lines > MOST_LINES);
-    none(
-        long.map(|(lines, path)| {
-            format!("{path}: {lines} lines without tests, at most {MOST_LINES}")
-        })
-        .collect(),
-    );
+    let long = files.map(|source| (source.lines_before_tests(), source.path)).filter(|(lines, _)| *lines > MOST_LINES);
+    none(long.map(|(lines, path)| format!("{path}: {lines} lines without tests, at most {MOST_LINES}")).collect());
 }
 
 #[test]
 fn every_file_is_part_of_a_crate() {
     let sources = sources();
-    let text_of = |path: &str| {
-        sources
-            .iter()
-            .find(|source| source.path == path)
-            .map(|source| source.text.as_str())
-    };
+    let text_of = |path: &str| sources.iter().find(|source| source.path == path).map(|source| source.text.as_str());
     let mut offences = Vec::new();
     for source in &sources {
         let path = Path::new(&source.path);
@@ -269,8 +223,7 @@ fn every_file_is_part_of_a_crate() {
         // Cargo's own roots: src/{lib,main}.rs, build.rs, and what stands directly in tests/, examples/ or benches/.
         let stands_in = folder.file_name().unwrap().to_string_lossy().into_owned();
         if ["lib", "main", "build"].contains(&&*stem)
-            || ["tests", "examples", "benches"].contains(&&*stands_in)
-                && folder.components().count() == 2
+            || ["tests", "examples", "benches"].contains(&&*stands_in) && folder.components().count() == 2
         {
             continue;
         }
@@ -292,10 +245,7 @@ fn every_file_is_part_of_a_crate() {
         }
         let declares = |parent: &String| {
             let declaration = format!("mod {module};");
-            text_of(parent).is_some_and(|text| {
-                text.lines()
-                    .any(|line| line.trim_start().ends_with(&declaration))
-            })
+            text_of(parent).is_some_and(|text| text.lines().any(|line| line.trim_start().ends_with(&declaration)))
         };
         if !parents.iter().any(declares) {
             offences.push(format!("{}: no file says `mod {module};`", source.path));
@@ -309,25 +259,16 @@ fn names_say_something() {
     let mut offences = Vec::new();
     for source in sources() {
         for (at, line) in source.text.lines().enumerate() {
-            let words: Vec<&str> = line
-                .split(|c: char| !c.is_alphanumeric() && c != '_')
-                .collect();
+            let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
             for pair in words.windows(2) {
                 let empty = match pair[0] {
-                    "struct" | "enum" | "trait" | "type" => {
-                        EMPTY_NAMES.iter().any(|part| pair[1].ends_with(part))
-                    }
+                    "struct" | "enum" | "trait" | "type" => EMPTY_NAMES.iter().any(|part| pair[1].ends_with(part)),
                     "mod" => EMPTY_MODULES.contains(&pair[1]),
                     "fn" => EMPTY_VERBS.iter().any(|part| pair[1].starts_with(part)),
                     _ => false,
                 };
                 if empty && !line.trim_start().starts_with("//") {
-                    offences.push(format!(
-                        "{}:{}: `{}` is a name without a meaning",
-                        source.path,
-                        at + 1,
-                        pair[1]
-                    ));
+                    offences.push(format!("{}:{}: `{}` is a name without a meaning", source.path, at + 1, pair[1]));
                 }
             }
         }

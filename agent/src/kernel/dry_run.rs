@@ -17,12 +17,7 @@ impl Kernel for DryRun {
     }
 
     fn observe(&self) -> Result<Observed, KernelError> {
-        Ok(self
-            .tables
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .observed
-            .clone())
+        Ok(self.tables.lock().unwrap_or_else(PoisonError::into_inner).observed.clone())
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {

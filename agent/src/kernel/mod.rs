@@ -31,9 +31,7 @@ pub trait Kernel: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// A program is missing.
-    #[error(
-        "{program} is not installed: install the package iptables (Debian: apt-get install iptables)"
-    )]
+    #[error("{program} is not installed: install the package iptables (Debian: apt-get install iptables)")]
     Missing {
         /// Its name.
         program: String,

@@ -39,11 +39,7 @@ impl Tables {
 
     fn one(&mut self, op: &Op) -> Result<(), KernelError> {
         match op {
-            Op::Set {
-                space,
-                chain,
-                rules,
-            } => {
+            Op::Set { space, chain, rules } => {
                 let lines = rules.iter().cloned().map(Line::from).collect();
                 self.chains(*space).insert(chain.clone(), lines);
             }
@@ -60,9 +56,7 @@ impl Tables {
                 lines.remove(at);
             }
             Op::Drop { space, chain } => {
-                self.chains(*space)
-                    .remove(chain)
-                    .ok_or_else(|| refused(format!("no chain {chain} to remove")))?;
+                self.chains(*space).remove(chain).ok_or_else(|| refused(format!("no chain {chain} to remove")))?;
             }
             Op::Forget(flows) => self.forgotten.push(flows.clone()),
         }
@@ -78,23 +72,15 @@ impl Tables {
         if Observed::is_built_in(chain) {
             return Ok(chains.entry(chain.to_owned()).or_default());
         }
-        chains
-            .get_mut(chain)
-            .ok_or_else(|| refused(format!("no chain {chain} in {space}")))
+        chains.get_mut(chain).ok_or_else(|| refused(format!("no chain {chain} in {space}")))
     }
 
     fn check_references(&self) -> Result<(), KernelError> {
         for (space, chains) in &self.observed.chains {
             for (chain, lines) in chains {
-                for target in lines
-                    .iter()
-                    .filter_map(Line::jumps_to)
-                    .filter(|target| target.contains('-'))
-                {
+                for target in lines.iter().filter_map(Line::jumps_to).filter(|target| target.contains('-')) {
                     if !chains.contains_key(target) {
-                        return Err(refused(format!(
-                            "{chain} in {space} jumps to {target}, which isn't there"
-                        )));
+                        return Err(refused(format!("{chain} in {space} jumps to {target}, which isn't there")));
                     }
                 }
             }

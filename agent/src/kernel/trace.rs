@@ -74,16 +74,8 @@ enum Verdict {
 pub fn trace(node: Node<'_>, packet: &Packet) -> Ends {
     let tracer = Tracer { node, packet };
     let mut ends = Ends::new();
-    let start = Walk {
-        destination: packet.destination,
-        mark: 0,
-        likely: 1.0,
-    };
-    let first = if tracer.is_local(packet.source) {
-        "OUTPUT"
-    } else {
-        "PREROUTING"
-    };
+    let start = Walk { destination: packet.destination, mark: 0, likely: 1.0 };
+    let first = if tracer.is_local(packet.source) { "OUTPUT" } else { "PREROUTING" };
     for (mut walk, verdict) in tracer.table(start, (Table::Nat, first)) {
         if let Verdict::Rewritten(endpoint) = verdict {
             walk.destination = endpoint;
@@ -126,18 +118,13 @@ impl Tracer<'_> {
     fn postrouting(&self, walk: Walk, arrives: bool, ends: &mut Ends) {
         let from_elsewhere = !self.is_local(self.packet.source);
         if arrives && from_elsewhere {
-            let end = End::Reaches {
-                destination: walk.destination,
-                masqueraded: false,
-            };
+            let end = End::Reaches { destination: walk.destination, masqueraded: false };
             *ends.entry(end).or_default() += walk.likely;
             return;
         }
         for (walk, verdict) in self.table(walk, (Table::Nat, "POSTROUTING")) {
-            let end = End::Reaches {
-                destination: walk.destination,
-                masqueraded: matches!(verdict, Verdict::Masquerade),
-            };
+            let end =
+                End::Reaches { destination: walk.destination, masqueraded: matches!(verdict, Verdict::Masquerade) };
             *ends.entry(end).or_default() += walk.likely;
         }
     }
@@ -197,24 +184,16 @@ impl Tracer<'_> {
     }
 
     fn matches(&self, rule: &Rule, walk: &Walk) -> bool {
-        let net = |net: &Option<Net>, ip: IpAddr| {
-            net.is_none_or(|net| net.net.contains(&ip) != net.negated)
-        };
-        let port = rule
-            .destination_port
-            .is_none_or(|port| port == walk.destination.port());
-        let mark = rule
-            .mark
-            .is_none_or(|(value, mask, negated)| (walk.mark & mask == value) != negated);
+        let net = |net: &Option<Net>, ip: IpAddr| net.is_none_or(|net| net.net.contains(&ip) != net.negated);
+        let port = rule.destination_port.is_none_or(|port| port == walk.destination.port());
+        let mark = rule.mark.is_none_or(|(value, mask, negated)| (walk.mark & mask == value) != negated);
         let remembered = match &rule.recent {
             Some(Recent::Check(list, _)) => self.packet.remembered.contains(list),
             Some(Recent::Set(_)) | None => true,
         };
         net(&rule.source, self.packet.source)
             && net(&rule.destination, walk.destination.ip())
-            && rule
-                .protocol
-                .is_none_or(|protocol| protocol == self.packet.protocol)
+            && rule.protocol.is_none_or(|protocol| protocol == self.packet.protocol)
             && port
             && mark
             && remembered

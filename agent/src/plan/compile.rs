@@ -47,22 +47,14 @@ pub fn compile(view: &NodeView, facts: &NodeFacts) -> Desired {
 /// The zone of the node itself.
 #[must_use]
 pub fn zone(view: &NodeView, facts: &NodeFacts) -> String {
-    view.nodes
-        .get(&facts.node_name)
-        .map(|node| node.zone.clone())
-        .unwrap_or_default()
+    view.nodes.get(&facts.node_name).map(|node| node.zone.clone()).unwrap_or_default()
 }
 
 impl Desired {
     /// No service.
     #[must_use]
     pub fn empty(facts: NodeFacts) -> Self {
-        Self {
-            services: BTreeMap::new(),
-            facts,
-            zone: String::new(),
-            v6_services: 0,
-        }
+        Self { services: BTreeMap::new(), facts, zone: String::new(), v6_services: 0 }
     }
 
     /// What the touched services' rules are now and become with a view; services whose rules stay are left out.
@@ -71,13 +63,8 @@ impl Desired {
         let mut changes = Changes::new();
         for name in touched {
             let old = self.services.get(name).cloned();
-            let compiled = view
-                .services
-                .get(name)
-                .map(|service| iptables::service(service, &self.facts, &self.zone));
-            let new = compiled
-                .filter(|rules| !rules.v4.is_empty() || !rules.v6.is_empty())
-                .map(Arc::new);
+            let compiled = view.services.get(name).map(|service| iptables::service(service, &self.facts, &self.zone));
+            let new = compiled.filter(|rules| !rules.v4.is_empty() || !rules.v6.is_empty()).map(Arc::new);
             if old != new {
                 changes.insert(name.clone(), Change { old, new });
             }
@@ -100,12 +87,10 @@ impl Desired {
     /// Makes changes. True if they are all there is to it: the IPv6 tables neither came into use nor went out of it.
     pub fn apply(&mut self, changes: &Changes) -> bool {
         let before = self.uses(Family::V6);
-        let has_v6 = |rules: &Option<Arc<ServiceRules>>| {
-            usize::from(rules.as_ref().is_some_and(|rules| !rules.v6.is_empty()))
-        };
+        let has_v6 =
+            |rules: &Option<Arc<ServiceRules>>| usize::from(rules.as_ref().is_some_and(|rules| !rules.v6.is_empty()));
         for (name, change) in changes {
-            self.v6_services =
-                (self.v6_services + has_v6(&change.new)).saturating_sub(has_v6(&change.old));
+            self.v6_services = (self.v6_services + has_v6(&change.new)).saturating_sub(has_v6(&change.old));
             match &change.new {
                 Some(new) => self.services.insert(name.clone(), new.clone()),
                 None => self.services.remove(name),
@@ -122,8 +107,6 @@ impl Desired {
 
     /// Every service's rules in a family.
     pub fn rules(&self, family: Family) -> impl Iterator<Item = (&NamespacedName, &FamilyRules)> {
-        self.services
-            .iter()
-            .map(move |(name, rules)| (name, rules.family(family)))
+        self.services.iter().map(move |(name, rules)| (name, rules.family(family)))
     }
 }

@@ -77,11 +77,7 @@ pub fn diff(observed: &Observed, desired: &Desired, style: Style) -> Vec<Op> {
     for family in Family::ALL {
         let old = flows::observed(observed, family, &desired.facts.names);
         let new = flows::desired(desired, family);
-        ops.extend(
-            flows::stale(&old, &new, (family, &desired.facts))
-                .into_iter()
-                .map(Op::Forget),
-        );
+        ops.extend(flows::stale(&old, &new, (family, &desired.facts)).into_iter().map(Op::Forget));
     }
     ops
 }
@@ -91,28 +87,20 @@ pub fn diff(observed: &Observed, desired: &Desired, style: Style) -> Vec<Op> {
 pub fn cleanup(observed: &Observed, names: &Names) -> Vec<Op> {
     let mut ops = Vec::new();
     for space in Space::ALL {
-        let nothing = Wanted {
-            space,
-            names,
-            chains: BTreeMap::new(),
-            entries: BTreeMap::new(),
-            jumps: Vec::new(),
-        };
+        let nothing = Wanted { space, names, chains: BTreeMap::new(), entries: BTreeMap::new(), jumps: Vec::new() };
         nothing.jumps(observed, &mut ops);
         nothing.sweep(observed, &mut ops);
     }
     for family in Family::ALL {
         let old = flows::observed(observed, family, names);
-        let gone = old
-            .into_iter()
-            .flat_map(|((destination, port), endpoints)| {
-                endpoints.into_iter().map(move |endpoint| Flows {
-                    family,
-                    destination,
-                    port,
-                    answered_from: Some(endpoint),
-                })
-            });
+        let gone = old.into_iter().flat_map(|((destination, port), endpoints)| {
+            endpoints.into_iter().map(move |endpoint| Flows {
+                family,
+                destination,
+                port,
+                answered_from: Some(endpoint),
+            })
+        });
         ops.extend(gone.map(Op::Forget));
     }
     ops
@@ -128,46 +116,25 @@ pub fn step(changes: &Changes, facts: &NodeFacts) -> Vec<Op> {
     let mut forget = Vec::new();
     for change in changes.values() {
         for family in Family::ALL {
-            let before = change
-                .old
-                .as_ref()
-                .map_or(&none, |rules| rules.family(family));
-            let after = change
-                .new
-                .as_ref()
-                .map_or(&none, |rules| rules.family(family));
+            let before = change.old.as_ref().map_or(&none, |rules| rules.family(family));
+            let after = change.new.as_ref().map_or(&none, |rules| rules.family(family));
             service_step(before, after, (family, names), &mut ops);
             let bindings = |rules: &FamilyRules| {
-                let chain = |name: &str| -> Vec<&Rule> {
-                    rules.chains.get(name).into_iter().flatten().collect()
-                };
+                let chain = |name: &str| -> Vec<&Rule> { rules.chains.get(name).into_iter().flatten().collect() };
                 flows::bindings(rules.entries.iter().map(|(_, rule)| rule), &chain)
             };
-            forget.extend(flows::stale(
-                &bindings(before),
-                &bindings(after),
-                (family, facts),
-            ));
+            forget.extend(flows::stale(&bindings(before), &bindings(after), (family, facts)));
         }
     }
     ops.extend(forget.into_iter().map(Op::Forget));
     ops
 }
 
-fn service_step(
-    before: &FamilyRules,
-    after: &FamilyRules,
-    (family, names): (Family, &Names),
-    ops: &mut Vec<Op>,
-) {
+fn service_step(before: &FamilyRules, after: &FamilyRules, (family, names): (Family, &Names), ops: &mut Vec<Op>) {
     let nat = Space::new(family, Table::Nat);
     for (chain, rules) in &after.chains {
         if before.chains.get(chain) != Some(rules) {
-            ops.push(Op::Set {
-                space: nat,
-                chain: chain.clone(),
-                rules: rules.clone(),
-            });
+            ops.push(Op::Set { space: nat, chain: chain.clone(), rules: rules.clone() });
         }
     }
     for (shared, rule) in after.entries.difference(&before.entries) {
@@ -184,15 +151,8 @@ fn service_step(
             line: rule.clone().into(),
         });
     }
-    for chain in before
-        .chains
-        .keys()
-        .filter(|chain| !after.chains.contains_key(*chain))
-    {
-        ops.push(Op::Drop {
-            space: nat,
-            chain: chain.clone(),
-        });
+    for chain in before.chains.keys().filter(|chain| !after.chains.contains_key(*chain)) {
+        ops.push(Op::Drop { space: nat, chain: chain.clone() });
     }
 }
 
@@ -210,36 +170,20 @@ struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     fn of(desired: &'a Desired, space: Space) -> Self {
         let names = &desired.facts.names;
-        let mut wanted = Wanted {
-            space,
-            names,
-            chains: BTreeMap::new(),
-            entries: BTreeMap::new(),
-            jumps: Vec::new(),
-        };
+        let mut wanted = Wanted { space, names, chains: BTreeMap::new(), entries: BTreeMap::new(), jumps: Vec::new() };
         if !desired.uses(space.family) {
             return wanted;
         }
         wanted.chains = fixed(space, names);
         wanted.jumps = jumps(space.table, names);
-        for shared in Shared::ALL
-            .into_iter()
-            .filter(|shared| shared.table() == space.table)
-        {
-            wanted.entries.insert(
-                shared.chain(names),
-                (BTreeSet::new(), shared.tail(names, space.family)),
-            );
+        for shared in Shared::ALL.into_iter().filter(|shared| shared.table() == space.table) {
+            wanted.entries.insert(shared.chain(names), (BTreeSet::new(), shared.tail(names, space.family)));
         }
         for (_, rules) in desired.rules(space.family) {
             if space.table == Table::Nat {
                 wanted.chains.extend(rules.chains.clone());
             }
-            for (shared, rule) in rules
-                .entries
-                .iter()
-                .filter(|(shared, _)| shared.table() == space.table)
-            {
+            for (shared, rule) in rules.entries.iter().filter(|(shared, _)| shared.table() == space.table) {
                 if let Some((entries, _)) = wanted.entries.get_mut(&shared.chain(names)) {
                     entries.insert(rule.clone());
                 }
@@ -252,16 +196,9 @@ impl<'a> Wanted<'a> {
         for (chain, rules) in &self.chains {
             let lines = observed.chain(self.space, chain);
             let same = lines.len() == rules.len()
-                && lines
-                    .iter()
-                    .zip(rules)
-                    .all(|(line, rule)| line.rule.as_ref() == Some(rule));
+                && lines.iter().zip(rules).all(|(line, rule)| line.rule.as_ref() == Some(rule));
             if !same || !observed.has(self.space, chain) {
-                ops.push(Op::Set {
-                    space: self.space,
-                    chain: chain.clone(),
-                    rules: rules.clone(),
-                });
+                ops.push(Op::Set { space: self.space, chain: chain.clone(), rules: rules.clone() });
             }
         }
     }
@@ -270,10 +207,7 @@ impl<'a> Wanted<'a> {
         for (chain, (entries, tail)) in &self.entries {
             let lines = observed.chain(self.space, chain);
             let body = lines.len().saturating_sub(tail.len());
-            let tail_holds = lines[body..]
-                .iter()
-                .zip(tail)
-                .all(|(line, rule)| line.rule.as_ref() == Some(rule))
+            let tail_holds = lines[body..].iter().zip(tail).all(|(line, rule)| line.rule.as_ref() == Some(rule))
                 && lines.len() >= tail.len();
             let mut missing: BTreeSet<&Rule> = entries.iter().collect();
             // What isn't wanted, or is there twice.
@@ -281,92 +215,47 @@ impl<'a> Wanted<'a> {
                 .iter()
                 .filter(|line| !line.rule.as_ref().is_some_and(|rule| missing.remove(rule)))
                 .collect();
-            if extra.is_empty()
-                && missing.is_empty()
-                && tail_holds
-                && observed.has(self.space, chain)
-            {
+            if extra.is_empty() && missing.is_empty() && tail_holds && observed.has(self.space, chain) {
                 continue;
             }
             // Each deletion searches the chain: many are dearer than writing it anew.
             let many = extra.len() > 50 && extra.len() > lines.len() / 4;
             if !tail_holds || many || style == Style::Rewrite || !observed.has(self.space, chain) {
                 let rules = entries.iter().chain(tail).cloned().collect();
-                ops.push(Op::Set {
-                    space: self.space,
-                    chain: chain.clone(),
-                    rules,
-                });
+                ops.push(Op::Set { space: self.space, chain: chain.clone(), rules });
                 continue;
             }
             let (space, chain) = (self.space, chain.clone());
-            ops.extend(missing.into_iter().map(|rule| Op::Insert {
-                space,
-                chain: chain.clone(),
-                rule: rule.clone(),
-            }));
-            ops.extend(extra.into_iter().map(|line| Op::Delete {
-                space,
-                chain: chain.clone(),
-                line: line.clone(),
-            }));
+            ops.extend(missing.into_iter().map(|rule| Op::Insert { space, chain: chain.clone(), rule: rule.clone() }));
+            ops.extend(extra.into_iter().map(|line| Op::Delete { space, chain: chain.clone(), line: line.clone() }));
         }
     }
 
     fn jumps(&self, observed: &Observed, ops: &mut Vec<Op>) {
-        let mut missing: BTreeSet<(&str, &Rule)> = self
-            .jumps
-            .iter()
-            .map(|(chain, rule)| (*chain, rule))
-            .collect();
+        let mut missing: BTreeSet<(&str, &Rule)> = self.jumps.iter().map(|(chain, rule)| (*chain, rule)).collect();
         let mut stale = Vec::new();
         for (chain, lines) in observed.chains.get(&self.space).into_iter().flatten() {
             if !Observed::is_built_in(chain) {
                 continue;
             }
-            for line in lines.iter().filter(|line| {
-                line.jumps_to()
-                    .is_some_and(|target| self.names.owns(target))
-            }) {
-                let wanted = line
-                    .rule
-                    .as_ref()
-                    .is_some_and(|rule| missing.remove(&(chain.as_str(), rule)));
+            for line in lines.iter().filter(|line| line.jumps_to().is_some_and(|target| self.names.owns(target))) {
+                let wanted = line.rule.as_ref().is_some_and(|rule| missing.remove(&(chain.as_str(), rule)));
                 if !wanted {
-                    stale.push(Op::Delete {
-                        space: self.space,
-                        chain: chain.clone(),
-                        line: line.clone(),
-                    });
+                    stale.push(Op::Delete { space: self.space, chain: chain.clone(), line: line.clone() });
                 }
             }
         }
-        for (chain, rule) in self
-            .jumps
-            .iter()
-            .filter(|(chain, rule)| missing.contains(&(*chain, rule)))
-        {
-            ops.push(Op::Insert {
-                space: self.space,
-                chain: (*chain).to_owned(),
-                rule: rule.clone(),
-            });
+        for (chain, rule) in self.jumps.iter().filter(|(chain, rule)| missing.contains(&(*chain, rule))) {
+            ops.push(Op::Insert { space: self.space, chain: (*chain).to_owned(), rule: rule.clone() });
         }
         ops.extend(stale);
     }
 
     fn sweep(&self, observed: &Observed, ops: &mut Vec<Op>) {
-        let chains = observed
-            .chains
-            .get(&self.space)
-            .into_iter()
-            .flat_map(BTreeMap::keys);
+        let chains = observed.chains.get(&self.space).into_iter().flat_map(BTreeMap::keys);
         for chain in chains.filter(|chain| self.names.owns(chain)) {
             if !self.chains.contains_key(chain) && !self.entries.contains_key(chain) {
-                ops.push(Op::Drop {
-                    space: self.space,
-                    chain: chain.clone(),
-                });
+                ops.push(Op::Drop { space: self.space, chain: chain.clone() });
             }
         }
     }

@@ -29,10 +29,7 @@ pub type Frontend = (Option<IpAddr>, u16);
 pub type Bindings = BTreeMap<Frontend, BTreeSet<SocketAddr>>;
 
 /// Bindings that some rules make: entries, and the chains they lead to.
-pub fn bindings<'a>(
-    entries: impl Iterator<Item = &'a Rule>,
-    chain: &dyn Fn(&str) -> Vec<&'a Rule>,
-) -> Bindings {
+pub fn bindings<'a>(entries: impl Iterator<Item = &'a Rule>, chain: &dyn Fn(&str) -> Vec<&'a Rule>) -> Bindings {
     let mut bindings = Bindings::new();
     for entry in entries {
         let (Some(Protocol::Udp), Some(port), Some(target)) =
@@ -40,10 +37,7 @@ pub fn bindings<'a>(
         else {
             continue;
         };
-        let address = entry
-            .destination
-            .filter(|net| !net.negated)
-            .map(|net| net.net.addr());
+        let address = entry.destination.filter(|net| !net.negated).map(|net| net.net.addr());
         let endpoints = bindings.entry((address, port)).or_default();
         let mut seen = BTreeSet::from([target]);
         let mut rest = vec![target];
@@ -67,34 +61,22 @@ pub fn bindings<'a>(
 pub fn observed(observed: &Observed, family: Family, names: &Names) -> Bindings {
     let space = Space::new(family, Table::Nat);
     let rules = |chain: &str| -> Vec<&Rule> {
-        observed
-            .chain(space, chain)
-            .iter()
-            .filter_map(|line| line.rule.as_ref())
-            .collect()
+        observed.chain(space, chain).iter().filter_map(|line| line.rule.as_ref()).collect()
     };
-    let entries = [names.services(), names.node_ports()]
-        .into_iter()
-        .flat_map(|chain| rules(&chain));
+    let entries = [names.services(), names.node_ports()].into_iter().flat_map(|chain| rules(&chain));
     bindings(entries, &rules)
 }
 
 /// Bindings of all services.
 #[must_use]
 pub fn desired(desired: &Desired, family: Family) -> Bindings {
-    desired
-        .rules(family)
-        .fold(Bindings::new(), |mut all, (_, rules)| {
-            let chain = |name: &str| -> Vec<&Rule> {
-                rules.chains.get(name).into_iter().flatten().collect()
-            };
-            for (frontend, endpoints) in
-                bindings(rules.entries.iter().map(|(_, rule)| rule), &chain)
-            {
-                all.entry(frontend).or_default().extend(endpoints);
-            }
-            all
-        })
+    desired.rules(family).fold(Bindings::new(), |mut all, (_, rules)| {
+        let chain = |name: &str| -> Vec<&Rule> { rules.chains.get(name).into_iter().flatten().collect() };
+        for (frontend, endpoints) in bindings(rules.entries.iter().map(|(_, rule)| rule), &chain) {
+            all.entry(frontend).or_default().extend(endpoints);
+        }
+        all
+    })
 }
 
 /// What must be forgotten when bindings change.
@@ -104,34 +86,18 @@ pub fn stale(old: &Bindings, new: &Bindings, (family, facts): (Family, &NodeFact
     let mut stale = Vec::new();
     let frontends: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     for (destination, port) in frontends.into_iter().copied() {
-        let flows = |answered_from| Flows {
-            family,
-            destination,
-            port,
-            answered_from,
-        };
+        let flows = |answered_from| Flows { family, destination, port, answered_from };
         let before = old.get(&(destination, port)).unwrap_or(&none);
         let after = new.get(&(destination, port)).unwrap_or(&none);
-        stale.extend(
-            before
-                .difference(after)
-                .map(|endpoint| flows(Some(*endpoint))),
-        );
+        stale.extend(before.difference(after).map(|endpoint| flows(Some(*endpoint))));
         if before.is_empty() && !after.is_empty() {
             // Packets sent before there were rules made flows that lead nowhere: answered by the address itself.
-            let nowhere = |ip: IpAddr| Flows {
-                destination: Some(ip),
-                ..flows(Some(SocketAddr::new(ip, 0)))
-            };
+            let nowhere = |ip: IpAddr| Flows { destination: Some(ip), ..flows(Some(SocketAddr::new(ip, 0))) };
             match destination {
                 Some(ip) => stale.push(nowhere(ip)),
-                None => stale.extend(
-                    facts
-                        .node_ips
-                        .iter()
-                        .filter(|ip| Family::of(**ip) == family)
-                        .map(|ip| nowhere(*ip)),
-                ),
+                None => {
+                    stale.extend(facts.node_ips.iter().filter(|ip| Family::of(**ip) == family).map(|ip| nowhere(*ip)))
+                }
             }
         }
     }

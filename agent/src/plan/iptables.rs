@@ -45,9 +45,7 @@ impl Shared {
     pub fn table(self) -> Table {
         match self {
             Self::Services | Self::NodePorts => Table::Nat,
-            Self::NoEndpoints | Self::NoExternalEndpoints | Self::Firewall | Self::HealthChecks => {
-                Table::Filter
-            }
+            Self::NoEndpoints | Self::NoExternalEndpoints | Self::Firewall | Self::HealthChecks => Table::Filter,
         }
     }
 
@@ -73,18 +71,8 @@ impl Shared {
             Family::V6 => IpNet::new_assert(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), 128),
         };
         let text = "kubernetes service nodeports; NOTE: this must be the last rule in this chain";
-        let destination = Some(Net {
-            negated: true,
-            net: loopback,
-        });
-        vec![
-            Rule {
-                destination,
-                destination_local: true,
-                ..Rule::commented(text)
-            }
-            .jump(&names.node_ports()),
-        ]
+        let destination = Some(Net { negated: true, net: loopback });
+        vec![Rule { destination, destination_local: true, ..Rule::commented(text) }.jump(&names.node_ports())]
     }
 }
 
@@ -131,19 +119,11 @@ pub fn service(view: &ServiceView, facts: &NodeFacts, zone: &str) -> ServiceRule
     let of = |family| {
         let mut rules = FamilyRules::default();
         for plan in ports(view, facts, (zone, family)) {
-            Port {
-                plan: &plan,
-                facts,
-                family,
-            }
-            .compile(&mut rules);
+            Port { plan: &plan, facts, family }.compile(&mut rules);
         }
         rules
     };
-    ServiceRules {
-        v4: of(Family::V4),
-        v6: of(Family::V6),
-    }
+    ServiceRules { v4: of(Family::V4), v6: of(Family::V6) }
 }
 
 /// Chains that are there whatever the services, in full.
@@ -152,32 +132,18 @@ pub fn fixed(space: Space, names: &Names) -> BTreeMap<String, Vec<Rule>> {
     let marked = Some((MASQUERADE_MARK, MASQUERADE_MARK, false));
     match space.table {
         Table::Nat => BTreeMap::from([
-            (
-                names.marker(),
-                vec![Rule::commented("fairlead keeps the chains of this prefix")],
-            ),
+            (names.marker(), vec![Rule::commented("fairlead keeps the chains of this prefix")]),
             (
                 names.mark_masq(),
-                vec![Rule::default().to(Target::Mark {
-                    value: MASQUERADE_MARK,
-                    mask: MASQUERADE_MARK,
-                })],
+                vec![Rule::default().to(Target::Mark { value: MASQUERADE_MARK, mask: MASQUERADE_MARK })],
             ),
             (
                 names.postrouting(),
                 vec![
-                    Rule {
-                        mark: Some((MASQUERADE_MARK, MASQUERADE_MARK, true)),
-                        ..Rule::default()
-                    }
-                    .to(Target::Return),
+                    Rule { mark: Some((MASQUERADE_MARK, MASQUERADE_MARK, true)), ..Rule::default() }.to(Target::Return),
                     // Cleared, lest the packet be masqueraded again if it traverses the stack once more.
-                    Rule::default().to(Target::Mark {
-                        value: MASQUERADE_MARK,
-                        mask: 0,
-                    }),
-                    Rule::commented("kubernetes service traffic requiring SNAT")
-                        .to(Target::Masquerade),
+                    Rule::default().to(Target::Mark { value: MASQUERADE_MARK, mask: 0 }),
+                    Rule::commented("kubernetes service traffic requiring SNAT").to(Target::Masquerade),
                 ],
             ),
         ]),
@@ -185,25 +151,11 @@ pub fn fixed(space: Space, names: &Names) -> BTreeMap<String, Vec<Rule>> {
             names.forward(),
             vec![
                 // A packet that conntrack can't place would pass with its pod's address and make the peer reset.
+                Rule { states: Some(States { invalid: true, ..States::default() }), ..Rule::default() }
+                    .to(Target::Drop),
+                Rule { mark: marked, ..Rule::commented("kubernetes forwarding rules") }.to(Target::Accept),
                 Rule {
-                    states: Some(States {
-                        invalid: true,
-                        ..States::default()
-                    }),
-                    ..Rule::default()
-                }
-                .to(Target::Drop),
-                Rule {
-                    mark: marked,
-                    ..Rule::commented("kubernetes forwarding rules")
-                }
-                .to(Target::Accept),
-                Rule {
-                    states: Some(States {
-                        related: true,
-                        established: true,
-                        ..States::default()
-                    }),
+                    states: Some(States { related: true, established: true, ..States::default() }),
                     ..Rule::commented("kubernetes forwarding conntrack rule")
                 }
                 .to(Target::Accept),
@@ -217,10 +169,7 @@ pub fn fixed(space: Space, names: &Names) -> BTreeMap<String, Vec<Rule>> {
 pub fn jumps(table: Table, names: &Names) -> Vec<(&'static str, Rule)> {
     let plain = |text: &str, chain: String| Rule::commented(text).jump(&chain);
     let new = |text: &str, chain: String| Rule {
-        states: Some(States {
-            new: true,
-            ..States::default()
-        }),
+        states: Some(States { new: true, ..States::default() }),
         ..plain(text, chain)
     };
     let portals = "kubernetes service portals";
@@ -230,16 +179,10 @@ pub fn jumps(table: Table, names: &Names) -> Vec<(&'static str, Rule)> {
         Table::Filter => vec![
             ("INPUT", new(external, names.external_services())),
             ("FORWARD", new(external, names.external_services())),
-            (
-                "INPUT",
-                plain("kubernetes health check service ports", names.node_ports()),
-            ),
+            ("INPUT", plain("kubernetes health check service ports", names.node_ports())),
             ("FORWARD", new(portals, names.services())),
             ("OUTPUT", new(portals, names.services())),
-            (
-                "FORWARD",
-                plain("kubernetes forwarding rules", names.forward()),
-            ),
+            ("FORWARD", plain("kubernetes forwarding rules", names.forward())),
             ("INPUT", new(firewall, names.firewall())),
             ("OUTPUT", new(firewall, names.firewall())),
             ("FORWARD", new(firewall, names.firewall())),
@@ -247,10 +190,7 @@ pub fn jumps(table: Table, names: &Names) -> Vec<(&'static str, Rule)> {
         Table::Nat => vec![
             ("OUTPUT", plain(portals, names.services())),
             ("PREROUTING", plain(portals, names.services())),
-            (
-                "POSTROUTING",
-                plain("kubernetes postrouting rules", names.postrouting()),
-            ),
+            ("POSTROUTING", plain("kubernetes postrouting rules", names.postrouting())),
         ],
     }
 }

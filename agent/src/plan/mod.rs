@@ -42,11 +42,7 @@ impl Family {
     /// Family of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() {
-            Self::V4
-        } else {
-            Self::V6
-        }
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 
@@ -124,9 +120,6 @@ impl NodeFacts {
     /// The inside range of a family, if known.
     #[must_use]
     pub fn local_cidr(&self, family: Family) -> Option<IpNet> {
-        self.local_cidrs
-            .iter()
-            .find(|cidr| Family::of(cidr.addr()) == family)
-            .copied()
+        self.local_cidrs.iter().find(|cidr| Family::of(cidr.addr()) == family).copied()
     }
 }

@@ -29,9 +29,7 @@ const HASHED: [&str; 5] = ["SVC", "SVL", "EXT", "FW", "SEP"];
 
 /// A chain prefix that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "chain prefix {0:?} must be 1 to {PREFIX_CHARS} capital letters or digits, starting with a letter"
-)]
+#[error("chain prefix {0:?} must be 1 to {PREFIX_CHARS} capital letters or digits, starting with a letter")]
 pub struct InvalidPrefix(pub String);
 
 /// The names under one prefix.
@@ -46,17 +44,10 @@ impl Names {
     /// # Errors
     /// [`InvalidPrefix`] if the kernel's limit on chain names would cut a name, or the prefix could swallow others' names.
     pub fn new(prefix: &str) -> Result<Self, InvalidPrefix> {
-        let letters = prefix
-            .bytes()
-            .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
-        let starts = prefix
-            .bytes()
-            .next()
-            .is_some_and(|byte| byte.is_ascii_uppercase());
+        let letters = prefix.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+        let starts = prefix.bytes().next().is_some_and(|byte| byte.is_ascii_uppercase());
         if letters && starts && prefix.len() <= PREFIX_CHARS {
-            Ok(Self {
-                prefix: prefix.to_owned(),
-            })
+            Ok(Self { prefix: prefix.to_owned() })
         } else {
             Err(InvalidPrefix(prefix.to_owned()))
         }
@@ -143,19 +134,14 @@ impl Names {
     /// True for every name that this type makes (except the canary's).
     #[must_use]
     pub fn owns(&self, chain: &str) -> bool {
-        let Some(rest) = chain
-            .strip_prefix(&self.prefix)
-            .and_then(|rest| rest.strip_prefix('-'))
-        else {
+        let Some(rest) = chain.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('-')) else {
             return false;
         };
         FIXED.contains(&rest)
             || rest.split_once('-').is_some_and(|(family, hash)| {
                 HASHED.contains(&family)
                     && hash.len() == HASH_CHARS
-                    && hash
-                        .bytes()
-                        .all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte))
+                    && hash.bytes().all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte))
             })
     }
 
@@ -190,24 +176,12 @@ mod tests {
             ("kube-system/kube-dns:dns-tcp", "tcp", "ERIFXISQEP7F7OF4"),
             ("default/nginx-service", "tcp", "V2OKYYMBY3REGZOG"),
         ] {
-            assert_eq!(
-                names().cluster(port_name, protocol),
-                format!("KUBE-SVC-{hash}")
-            );
-            assert_eq!(
-                names().local(port_name, protocol),
-                format!("KUBE-SVL-{hash}")
-            );
-            assert_eq!(
-                names().external(port_name, protocol),
-                format!("KUBE-EXT-{hash}")
-            );
+            assert_eq!(names().cluster(port_name, protocol), format!("KUBE-SVC-{hash}"));
+            assert_eq!(names().local(port_name, protocol), format!("KUBE-SVL-{hash}"));
+            assert_eq!(names().external(port_name, protocol), format!("KUBE-EXT-{hash}"));
         }
         let endpoint = "10.244.1.2:80".parse().unwrap();
-        assert_eq!(
-            names().endpoint("default/nginx-service", "tcp", endpoint),
-            "KUBE-SEP-MNKVGFJKVZSSJG7K"
-        );
+        assert_eq!(names().endpoint("default/nginx-service", "tcp", endpoint), "KUBE-SEP-MNKVGFJKVZSSJG7K");
     }
 
     #[test]

@@ -19,10 +19,7 @@ pub struct Line {
 
 impl From<Rule> for Line {
     fn from(rule: Rule) -> Self {
-        Self {
-            text: rule.to_string(),
-            rule: Some(rule),
-        }
+        Self { text: rule.to_string(), rule: Some(rule) }
     }
 }
 
@@ -52,38 +49,25 @@ impl Observed {
     /// True for the chains that the kernel brings along.
     #[must_use]
     pub fn is_built_in(chain: &str) -> bool {
-        matches!(
-            chain,
-            "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING"
-        )
+        matches!(chain, "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING")
     }
 
     /// The rules of a chain; empty if it isn't there.
     #[must_use]
     pub fn chain(&self, space: Space, chain: &str) -> &[Line] {
-        self.chains
-            .get(&space)
-            .and_then(|chains| chains.get(chain))
-            .map_or(&[], Vec::as_slice)
+        self.chains.get(&space).and_then(|chains| chains.get(chain)).map_or(&[], Vec::as_slice)
     }
 
     /// True if the chain is there.
     #[must_use]
     pub fn has(&self, space: Space, chain: &str) -> bool {
-        self.chains
-            .get(&space)
-            .is_some_and(|chains| chains.contains_key(chain))
+        self.chains.get(&space).is_some_and(|chains| chains.contains_key(chain))
     }
 
     /// Whose the chains of our names are.
     #[must_use]
     pub fn owner(&self, names: &Names) -> Owner {
-        let nat = || {
-            self.chains
-                .iter()
-                .filter(|(space, _)| space.table == Table::Nat)
-                .map(|(_, chains)| chains)
-        };
+        let nat = || self.chains.iter().filter(|(space, _)| space.table == Table::Nat).map(|(_, chains)| chains);
         if nat().any(|chains| chains.contains_key(&names.marker())) {
             Owner::Us
         } else if !nat().any(|chains| chains.contains_key(&names.services())) {
@@ -99,33 +83,18 @@ impl Observed {
     pub fn replay(&mut self, ops: &[Op]) {
         for op in ops {
             match op {
-                Op::Set {
-                    space,
-                    chain,
-                    rules,
-                } => {
+                Op::Set { space, chain, rules } => {
                     let lines = rules.iter().cloned().map(Line::from).collect();
-                    self.chains
-                        .entry(*space)
-                        .or_default()
-                        .insert(chain.clone(), lines);
+                    self.chains.entry(*space).or_default().insert(chain.clone(), lines);
                 }
                 Op::Insert { space, chain, rule } => {
-                    let lines = self
-                        .chains
-                        .entry(*space)
-                        .or_default()
-                        .entry(chain.clone())
-                        .or_default();
+                    let lines = self.chains.entry(*space).or_default().entry(chain.clone()).or_default();
                     if !lines.iter().any(|line| line.rule.as_ref() == Some(rule)) {
                         lines.insert(0, rule.clone().into());
                     }
                 }
                 Op::Delete { space, chain, line } => {
-                    if let Some(lines) = self
-                        .chains
-                        .get_mut(space)
-                        .and_then(|chains| chains.get_mut(chain))
+                    if let Some(lines) = self.chains.get_mut(space).and_then(|chains| chains.get_mut(chain))
                         && let Some(at) = lines.iter().position(|one| one.is(line))
                     {
                         lines.remove(at);
@@ -153,11 +122,7 @@ impl Observed {
             let _ = writeln!(
                 text,
                 "# {}\n*{}",
-                if space.family == crate::plan::Family::V4 {
-                    "IPv4"
-                } else {
-                    "IPv6"
-                },
+                if space.family == crate::plan::Family::V4 { "IPv4" } else { "IPv6" },
                 space.table.name()
             );
             for chain in chains.keys().filter(|chain| names.owns(chain)) {

@@ -11,23 +11,16 @@ pub fn save(observed: &mut Observed, space: Space, text: &str, names: &Names) {
     let wanted = |chain: &str| names.owns(chain) || Observed::is_built_in(chain);
     let chains = observed.chains.entry(space).or_default();
     for line in text.lines() {
-        if let Some(chain) = line
-            .strip_prefix(':')
-            .and_then(|rest| rest.split(' ').next())
-        {
+        if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
             observed.canary |= chain == names.canary();
             if wanted(chain) {
                 chains.entry(chain.to_owned()).or_default();
             }
-        } else if let Some((chain, text)) = line
-            .strip_prefix("-A ")
-            .map(|rest| rest.split_once(' ').unwrap_or((rest, "")))
+        } else if let Some((chain, text)) =
+            line.strip_prefix("-A ").map(|rest| rest.split_once(' ').unwrap_or((rest, "")))
             && wanted(chain)
         {
-            let line = Line {
-                rule: rule(text),
-                text: text.to_owned(),
-            };
+            let line = Line { rule: rule(text), text: text.to_owned() };
             chains.entry(chain.to_owned()).or_default().push(line);
         }
     }
@@ -64,18 +57,8 @@ fn matching<'a>(
     words: &mut impl Iterator<Item = &'a str>,
 ) -> Option<()> {
     match word {
-        "-s" => {
-            rule.source = Some(Net {
-                negated,
-                net: net(words.next()?)?,
-            })
-        }
-        "-d" => {
-            rule.destination = Some(Net {
-                negated,
-                net: net(words.next()?)?,
-            })
-        }
+        "-s" => rule.source = Some(Net { negated, net: net(words.next()?)? }),
+        "-d" => rule.destination = Some(Net { negated, net: net(words.next()?)? }),
         "-p" => rule.protocol = Some(protocol(words.next()?)?),
         "--comment" => rule.comment = Some(words.next()?.to_owned()),
         "--dport" => rule.destination_port = Some(words.next()?.parse().ok()?),
@@ -99,10 +82,7 @@ fn matching<'a>(
         },
         "--reap" | "--rsource" => return rule.recent.as_ref().map(|_| ()),
         "--mask" => {
-            let all = matches!(
-                words.next()?,
-                "255.255.255.255" | "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
-            );
+            let all = matches!(words.next()?, "255.255.255.255" | "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
             return all.then_some(());
         }
         _ => return None,
@@ -116,25 +96,19 @@ fn target<'a>(rule: &mut Rule, words: &mut impl Iterator<Item = &'a str>) -> Opt
         "DROP" => Target::Drop,
         "RETURN" => Target::Return,
         "REJECT" => match (words.next(), words.next()) {
-            (None, _)
-            | (Some("--reject-with"), Some("icmp-port-unreachable" | "icmp6-port-unreachable")) => {
+            (None, _) | (Some("--reject-with"), Some("icmp-port-unreachable" | "icmp6-port-unreachable")) => {
                 Target::Reject
             }
             _ => return None,
         },
         "MASQUERADE" => (words.next()? == "--random-fully").then_some(Target::Masquerade)?,
         "DNAT" => {
-            let endpoint = words
-                .next()
-                .filter(|word| *word == "--to-destination")
-                .and_then(|_| words.next());
+            let endpoint = words.next().filter(|word| *word == "--to-destination").and_then(|_| words.next());
             Target::Dnat(endpoint?.parse().ok()?)
         }
         "MARK" => {
-            let (value, mask) = words
-                .next()
-                .filter(|word| *word == "--set-xmark")
-                .and_then(|_| value_and_mask(words.next()?))?;
+            let (value, mask) =
+                words.next().filter(|word| *word == "--set-xmark").and_then(|_| value_and_mask(words.next()?))?;
             Target::Mark { value, mask }
         }
         chain => Target::Jump(chain.to_owned()),
@@ -144,19 +118,8 @@ fn target<'a>(rule: &mut Rule, words: &mut impl Iterator<Item = &'a str>) -> Opt
 }
 
 fn module(name: &str) -> Option<()> {
-    matches!(
-        name,
-        "comment"
-            | "tcp"
-            | "udp"
-            | "sctp"
-            | "mark"
-            | "conntrack"
-            | "statistic"
-            | "recent"
-            | "addrtype"
-    )
-    .then_some(())
+    matches!(name, "comment" | "tcp" | "udp" | "sctp" | "mark" | "conntrack" | "statistic" | "recent" | "addrtype")
+        .then_some(())
 }
 
 fn local(text: &str) -> Option<bool> {
@@ -164,9 +127,7 @@ fn local(text: &str) -> Option<bool> {
 }
 
 fn net(text: &str) -> Option<IpNet> {
-    text.parse()
-        .ok()
-        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 fn protocol(text: &str) -> Option<Protocol> {
@@ -264,23 +225,12 @@ COMMIT
         let space = Space::new(Family::V4, Table::Nat);
         let mut observed = Observed::default();
         save(&mut observed, space, SAVED, &names);
-        assert!(
-            !observed.has(space, "DOCKER"),
-            "foreign chains are not even looked at"
-        );
+        assert!(!observed.has(space, "DOCKER"), "foreign chains are not even looked at");
         let lines: Vec<_> = observed.chains[&space].values().flatten().collect();
         assert_eq!(lines.len(), 12);
         for line in lines {
-            let parsed = line
-                .rule
-                .as_ref()
-                .unwrap_or_else(|| panic!("{}", line.text));
-            assert_eq!(
-                rule(&parsed.to_string()).as_ref(),
-                Some(parsed),
-                "{}",
-                line.text
-            );
+            let parsed = line.rule.as_ref().unwrap_or_else(|| panic!("{}", line.text));
+            assert_eq!(rule(&parsed.to_string()).as_ref(), Some(parsed), "{}", line.text);
         }
     }
 

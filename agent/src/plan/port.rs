@@ -29,29 +29,14 @@ impl Port<'_> {
         if self.plan.is_external() {
             rules.chains.insert(self.external_chain(), self.external());
         }
-        for (chain, endpoints) in [
-            (self.cluster_chain(), &self.plan.cluster),
-            (self.local_chain(), &self.plan.local),
-        ] {
+        for (chain, endpoints) in [(self.cluster_chain(), &self.plan.cluster), (self.local_chain(), &self.plan.local)] {
             if !endpoints.is_empty() {
-                let masquerade = if chain == self.internal_chain() {
-                    self.masquerade()
-                } else {
-                    Vec::new()
-                };
-                rules.chains.insert(
-                    chain,
-                    masquerade
-                        .into_iter()
-                        .chain(self.balance(endpoints))
-                        .collect(),
-                );
+                let masquerade = if chain == self.internal_chain() { self.masquerade() } else { Vec::new() };
+                rules.chains.insert(chain, masquerade.into_iter().chain(self.balance(endpoints)).collect());
             }
         }
         for endpoint in self.plan.cluster.iter().chain(&self.plan.local) {
-            rules
-                .chains
-                .insert(self.endpoint_chain(*endpoint), self.endpoint(*endpoint));
+            rules.chains.insert(self.endpoint_chain(*endpoint), self.endpoint(*endpoint));
         }
     }
 
@@ -59,21 +44,10 @@ impl Port<'_> {
         for ip in &self.plan.cluster_ips {
             if self.plan.internal().is_empty() {
                 let refused = self.refused(self.plan.internal_local);
-                rules.entries.insert((
-                    Shared::NoEndpoints,
-                    Rule {
-                        destination: Some(host(*ip)),
-                        ..refused
-                    },
-                ));
+                rules.entries.insert((Shared::NoEndpoints, Rule { destination: Some(host(*ip)), ..refused }));
             } else {
-                let rule = Rule {
-                    destination: Some(host(*ip)),
-                    ..self.to_port("cluster IP")
-                };
-                rules
-                    .entries
-                    .insert((Shared::Services, rule.jump(&self.internal_chain())));
+                let rule = Rule { destination: Some(host(*ip)), ..self.to_port("cluster IP") };
+                rules.entries.insert((Shared::Services, rule.jump(&self.internal_chain())));
             }
         }
     }
@@ -86,22 +60,13 @@ impl Port<'_> {
 
     fn load_balancer_ips(&self, rules: &mut FamilyRules) {
         let guarded = self.plan.has_endpoints && !self.plan.source_ranges.is_empty();
-        let chain = if guarded {
-            self.firewall_chain()
-        } else {
-            self.external_chain()
-        };
+        let chain = if guarded { self.firewall_chain() } else { self.external_chain() };
         for ip in &self.plan.load_balancer_ips {
             self.outside_address(rules, (*ip, "loadbalancer IP"), &chain);
             if guarded {
                 let text = format!("traffic not accepted by {chain}");
-                let rule = Rule {
-                    destination: Some(host(*ip)),
-                    ..self.to_port(&text)
-                };
-                rules
-                    .entries
-                    .insert((Shared::Firewall, rule.to(Target::Drop)));
+                let rule = Rule { destination: Some(host(*ip)), ..self.to_port(&text) };
+                rules.entries.insert((Shared::Firewall, rule.to(Target::Drop)));
             }
         }
         if guarded && !self.plan.load_balancer_ips.is_empty() {
@@ -112,21 +77,12 @@ impl Port<'_> {
     fn outside_address(&self, rules: &mut FamilyRules, (ip, text): (IpAddr, &str), chain: &str) {
         let destination = Some(host(ip));
         if self.plan.has_endpoints {
-            let rule = Rule {
-                destination,
-                ..self.to_port(text)
-            };
+            let rule = Rule { destination, ..self.to_port(text) };
             rules.entries.insert((Shared::Services, rule.jump(chain)));
         }
         if self.plan.outside().is_empty() {
             let refused = self.refused(self.plan.external_local);
-            rules.entries.insert((
-                Shared::NoExternalEndpoints,
-                Rule {
-                    destination,
-                    ..refused
-                },
-            ));
+            rules.entries.insert((Shared::NoExternalEndpoints, Rule { destination, ..refused }));
         }
     }
 
@@ -136,21 +92,12 @@ impl Port<'_> {
         };
         let destination_port = Some(port);
         if self.plan.has_endpoints {
-            let rule = Rule {
-                destination_port,
-                ..self.to_port("")
-            };
-            rules
-                .entries
-                .insert((Shared::NodePorts, rule.jump(&self.external_chain())));
+            let rule = Rule { destination_port, ..self.to_port("") };
+            rules.entries.insert((Shared::NodePorts, rule.jump(&self.external_chain())));
         }
         if self.plan.outside().is_empty() {
             let refused = self.refused(self.plan.external_local);
-            let rule = Rule {
-                destination_port,
-                destination_local: true,
-                ..refused
-            };
+            let rule = Rule { destination_port, destination_local: true, ..refused };
             rules.entries.insert((Shared::NoExternalEndpoints, rule));
         }
     }
@@ -163,9 +110,7 @@ impl Port<'_> {
                 destination_port: self.plan.health_check_node_port,
                 ..Rule::commented(&text)
             };
-            rules
-                .entries
-                .insert((Shared::HealthChecks, rule.to(Target::Accept)));
+            rules.entries.insert((Shared::HealthChecks, rule.to(Target::Accept)));
         }
     }
 
@@ -180,71 +125,40 @@ impl Port<'_> {
 
     /// Traffic from outside to a ClusterIP may bounce off this node, so its answer must come back through it.
     fn masquerade(&self) -> Vec<Rule> {
-        let outside = self
-            .facts
-            .local_cidr(self.family)
-            .map(|net| Net { negated: true, net });
+        let outside = self.facts.local_cidr(self.family).map(|net| Net { negated: true, net });
         if !self.facts.masquerade_all && outside.is_none() {
             return Vec::new();
         }
         let source = outside.filter(|_| !self.facts.masquerade_all);
-        let rule = |ip: &IpAddr| Rule {
-            source,
-            destination: Some(host(*ip)),
-            ..self.to_port("cluster IP")
-        };
-        self.plan
-            .cluster_ips
-            .iter()
-            .map(|ip| rule(ip).jump(&self.facts.names.mark_masq()))
-            .collect()
+        let rule = |ip: &IpAddr| Rule { source, destination: Some(host(*ip)), ..self.to_port("cluster IP") };
+        self.plan.cluster_ips.iter().map(|ip| rule(ip).jump(&self.facts.names.mark_masq())).collect()
     }
 
     fn balance(&self, endpoints: &[SocketAddr]) -> Vec<Rule> {
         let rule = |endpoint: &SocketAddr| {
-            Rule::commented(&format!("{} -> {endpoint}", self.plan.name))
-                .jump(&self.endpoint_chain(*endpoint))
+            Rule::commented(&format!("{} -> {endpoint}", self.plan.name)).jump(&self.endpoint_chain(*endpoint))
         };
         let mut rules = Vec::with_capacity(endpoints.len() * 2);
         if let Some(seconds) = self.plan.affinity_seconds {
             rules.extend(endpoints.iter().map(|endpoint| {
                 let recent = Some(Recent::Check(self.endpoint_chain(*endpoint), seconds));
-                Rule {
-                    recent,
-                    ..rule(endpoint)
-                }
+                Rule { recent, ..rule(endpoint) }
             }));
         }
         for (index, endpoint) in endpoints.iter().enumerate() {
             let left = endpoints.len() - index;
             let probability = (left > 1).then(|| one_in(left));
-            rules.push(Rule {
-                probability,
-                ..rule(endpoint)
-            });
+            rules.push(Rule { probability, ..rule(endpoint) });
         }
         rules
     }
 
     fn endpoint(&self, endpoint: SocketAddr) -> Vec<Rule> {
         // A pod that reaches itself through the service must not see its own address as the source.
-        let hairpin = Rule {
-            source: Some(host(endpoint.ip())),
-            ..Rule::commented(&self.plan.name)
-        };
-        let recent = self
-            .plan
-            .affinity_seconds
-            .map(|_| Recent::Set(self.endpoint_chain(endpoint)));
-        let rewrite = Rule {
-            protocol: Some(self.plan.protocol),
-            recent,
-            ..Rule::commented(&self.plan.name)
-        };
-        vec![
-            hairpin.jump(&self.facts.names.mark_masq()),
-            rewrite.to(Target::Dnat(endpoint)),
-        ]
+        let hairpin = Rule { source: Some(host(endpoint.ip())), ..Rule::commented(&self.plan.name) };
+        let recent = self.plan.affinity_seconds.map(|_| Recent::Set(self.endpoint_chain(endpoint)));
+        let rewrite = Rule { protocol: Some(self.plan.protocol), recent, ..Rule::commented(&self.plan.name) };
+        vec![hairpin.jump(&self.facts.names.mark_masq()), rewrite.to(Target::Dnat(endpoint))]
     }
 
     fn external(&self) -> Vec<Rule> {
@@ -253,47 +167,26 @@ impl Port<'_> {
         let mut rules = Vec::new();
         if self.plan.external_local {
             // Pods and the node itself are inside: for them it is as if they went out and came back by a load balancer.
-            if let Some(net) = self
-                .facts
-                .local_cidr(self.family)
-                .filter(|_| !self.plan.cluster.is_empty())
-            {
+            if let Some(net) = self.facts.local_cidr(self.family).filter(|_| !self.plan.cluster.is_empty()) {
                 let text = format!("pod traffic for {name} external destinations");
                 rules.push(
-                    Rule {
-                        source: Some(Net {
-                            negated: false,
-                            net,
-                        }),
-                        ..Rule::commented(&text)
-                    }
-                    .jump(&self.cluster_chain()),
+                    Rule { source: Some(Net { negated: false, net }), ..Rule::commented(&text) }
+                        .jump(&self.cluster_chain()),
                 );
             }
             let local = |text: &str| Rule {
                 source_local: true,
-                ..Rule::commented(&format!(
-                    "{text} LOCAL traffic for {name} external destinations"
-                ))
+                ..Rule::commented(&format!("{text} LOCAL traffic for {name} external destinations"))
             };
             rules.push(local("masquerade").jump(&mark));
             if !self.plan.cluster.is_empty() {
                 rules.push(local("route").jump(&self.cluster_chain()));
             }
         } else {
-            rules.push(
-                Rule::commented(&format!(
-                    "masquerade traffic for {name} external destinations"
-                ))
-                .jump(&mark),
-            );
+            rules.push(Rule::commented(&format!("masquerade traffic for {name} external destinations")).jump(&mark));
         }
         if !self.plan.outside().is_empty() {
-            let chain = if self.plan.external_local {
-                self.local_chain()
-            } else {
-                self.cluster_chain()
-            };
+            let chain = if self.plan.external_local { self.local_chain() } else { self.cluster_chain() };
             rules.push(Rule::default().jump(&chain));
         }
         rules
@@ -303,30 +196,14 @@ impl Port<'_> {
     fn admit(&self) -> Vec<Rule> {
         let text = format!("{} loadbalancer IP", self.plan.name);
         let from = |net: IpNet| {
-            Rule {
-                source: Some(Net {
-                    negated: false,
-                    net,
-                }),
-                ..Rule::commented(&text)
-            }
-            .jump(&self.external_chain())
+            Rule { source: Some(Net { negated: false, net }), ..Rule::commented(&text) }.jump(&self.external_chain())
         };
         let mut rules: Vec<Rule> = self.plan.source_ranges.iter().copied().map(from).collect();
         let node = |net: &IpNet| self.facts.node_ips.iter().any(|ip| net.contains(ip));
         if self.plan.source_ranges.iter().any(node) {
-            rules.extend(
-                self.plan
-                    .load_balancer_ips
-                    .iter()
-                    .map(|ip| from(host(*ip).net)),
-            );
+            rules.extend(self.plan.load_balancer_ips.iter().map(|ip| from(host(*ip).net)));
         }
-        let rest = format!(
-            "other traffic to {} will be dropped by {}",
-            self.plan.name,
-            self.facts.names.firewall()
-        );
+        let rest = format!("other traffic to {} will be dropped by {}", self.plan.name, self.facts.names.firewall());
         rules.push(Rule::commented(&rest));
         rules
     }
@@ -342,42 +219,25 @@ impl Port<'_> {
     }
 
     fn internal_chain(&self) -> String {
-        if self.plan.internal_local {
-            self.local_chain()
-        } else {
-            self.cluster_chain()
-        }
+        if self.plan.internal_local { self.local_chain() } else { self.cluster_chain() }
     }
     fn cluster_chain(&self) -> String {
-        self.facts
-            .names
-            .cluster(&self.plan.name, self.plan.protocol.name())
+        self.facts.names.cluster(&self.plan.name, self.plan.protocol.name())
     }
     fn local_chain(&self) -> String {
-        self.facts
-            .names
-            .local(&self.plan.name, self.plan.protocol.name())
+        self.facts.names.local(&self.plan.name, self.plan.protocol.name())
     }
     fn external_chain(&self) -> String {
-        self.facts
-            .names
-            .external(&self.plan.name, self.plan.protocol.name())
+        self.facts.names.external(&self.plan.name, self.plan.protocol.name())
     }
     fn firewall_chain(&self) -> String {
-        self.facts
-            .names
-            .source_ranges(&self.plan.name, self.plan.protocol.name())
+        self.facts.names.source_ranges(&self.plan.name, self.plan.protocol.name())
     }
     fn endpoint_chain(&self, endpoint: SocketAddr) -> String {
-        self.facts
-            .names
-            .endpoint(&self.plan.name, self.plan.protocol.name(), endpoint)
+        self.facts.names.endpoint(&self.plan.name, self.plan.protocol.name(), endpoint)
     }
 }
 
 fn host(address: IpAddr) -> Net {
-    Net {
-        negated: false,
-        net: IpNet::from(address),
-    }
+    Net { negated: false, net: IpNet::from(address) }
 }

@@ -19,14 +19,7 @@ struct Block {
 impl Block {
     fn write(&self, table: Table, text: &mut String) {
         if !(self.declare.is_empty() && self.body.is_empty() && self.remove.is_empty()) {
-            let _ = write!(
-                text,
-                "*{}\n{}{}{}COMMIT\n",
-                table.name(),
-                self.declare,
-                self.body,
-                self.remove
-            );
+            let _ = write!(text, "*{}\n{}{}{}COMMIT\n", table.name(), self.declare, self.body, self.remove);
         }
     }
 }
@@ -56,10 +49,9 @@ pub fn render(ops: &[Op], family: Family) -> String {
 
 fn space(op: &Op) -> Option<Space> {
     match op {
-        Op::Set { space, .. }
-        | Op::Insert { space, .. }
-        | Op::Delete { space, .. }
-        | Op::Drop { space, .. } => Some(*space),
+        Op::Set { space, .. } | Op::Insert { space, .. } | Op::Delete { space, .. } | Op::Drop { space, .. } => {
+            Some(*space)
+        }
         Op::Forget(_) => None,
     }
 }

@@ -150,54 +150,32 @@ pub fn one_in(n: usize) -> u32 {
 
 /// A probability in the kernel's unit.
 #[must_use]
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "checked to be within 0..=1"
-)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be within 0..=1")]
 pub fn parse_probability(text: &str) -> Option<u32> {
     let value: f64 = text.parse().ok()?;
-    (0.0..=1.0)
-        .contains(&value)
-        .then(|| (value * f64::from(1_u32 << 31)).round() as u32)
+    (0.0..=1.0).contains(&value).then(|| (value * f64::from(1_u32 << 31)).round() as u32)
 }
 
 /// kube-proxy's text (`%0.10f` of 1/n) if the number came from it.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "at most 2^31"
-)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 2^31")]
 fn probability_text(probability: u32) -> String {
     let value = f64::from(probability) / f64::from(1_u32 << 31);
     let n = (1.0 / value).round();
-    if n.is_finite() && one_in(n as usize) == probability {
-        format!("{:.10}", 1.0 / n)
-    } else {
-        format!("{value:.11}")
-    }
+    if n.is_finite() && one_in(n as usize) == probability { format!("{:.10}", 1.0 / n) } else { format!("{value:.11}") }
 }
 
 /// Text fit for a comment: anything that could end the line or the quotes becomes `_`.
 #[must_use]
 pub fn comment(text: &str) -> Option<String> {
     let harmless = |c: char| c.is_ascii_alphanumeric() || "-_./:>;,[] ".contains(c);
-    Some(
-        text.chars()
-            .map(|c| if harmless(c) { c } else { '_' })
-            .take(COMMENT_BYTES)
-            .collect(),
-    )
+    Some(text.chars().map(|c| if harmless(c) { c } else { '_' }).take(COMMENT_BYTES).collect())
 }
 
 impl Rule {
     /// A rule with a comment.
     #[must_use]
     pub fn commented(text: &str) -> Self {
-        Self {
-            comment: comment(text),
-            ..Self::default()
-        }
+        Self { comment: comment(text), ..Self::default() }
     }
 
     /// With a target.
@@ -229,11 +207,7 @@ impl fmt::Display for Rule {
         let mut words: Vec<String> = Vec::with_capacity(12);
         for (flag, net) in [("-s", &self.source), ("-d", &self.destination)] {
             if let Some(Net { negated, net }) = net {
-                words.push(format!(
-                    "{}{flag} {}",
-                    if *negated { "! " } else { "" },
-                    net
-                ));
+                words.push(format!("{}{flag} {}", if *negated { "! " } else { "" }, net));
             }
         }
         if let Some(protocol) = self.protocol {
@@ -246,31 +220,20 @@ impl fmt::Display for Rule {
             words.push(format!("-m comment --comment {}", quoted(text)));
         }
         if let Some((value, mask, negated)) = self.mark {
-            words.push(format!(
-                "-m mark {}--mark {value:#x}/{mask:#x}",
-                if negated { "! " } else { "" }
-            ));
+            words.push(format!("-m mark {}--mark {value:#x}/{mask:#x}", if negated { "! " } else { "" }));
         }
-        for (local, flag) in [
-            (self.source_local, "--src-type"),
-            (self.destination_local, "--dst-type"),
-        ] {
+        for (local, flag) in [(self.source_local, "--src-type"), (self.destination_local, "--dst-type")] {
             if local {
                 words.push(format!("-m addrtype {flag} LOCAL"));
             }
         }
         if let Some(probability) = self.probability {
-            words.push(format!(
-                "-m statistic --mode random --probability {}",
-                probability_text(probability)
-            ));
+            words.push(format!("-m statistic --mode random --probability {}", probability_text(probability)));
         }
         match &self.recent {
             Some(Recent::Set(list)) => words.push(format!("-m recent --set --name {list}")),
             Some(Recent::Check(list, seconds)) => {
-                words.push(format!(
-                    "-m recent --rcheck --seconds {seconds} --reap --name {list}"
-                ));
+                words.push(format!("-m recent --rcheck --seconds {seconds} --reap --name {list}"));
             }
             None => {}
         }
@@ -290,9 +253,7 @@ fn target_words(rule: &Rule) -> Option<String> {
         Target::Jump(chain) => format!("-j {chain}"),
         Target::Accept => "-j ACCEPT".to_owned(),
         Target::Drop => "-j DROP".to_owned(),
-        Target::Reject if v6(&rule.destination) => {
-            "-j REJECT --reject-with icmp6-port-unreachable".to_owned()
-        }
+        Target::Reject if v6(&rule.destination) => "-j REJECT --reject-with icmp6-port-unreachable".to_owned(),
         // Without an address both families' default is port unreachable.
         Target::Reject if rule.destination.is_none() => "-j REJECT".to_owned(),
         Target::Reject => "-j REJECT --reject-with icmp-port-unreachable".to_owned(),
@@ -310,24 +271,13 @@ fn state_list(states: States) -> String {
         (states.related, "RELATED"),
         (states.established, "ESTABLISHED"),
     ];
-    all.iter()
-        .filter(|(set, _)| *set)
-        .map(|(_, name)| *name)
-        .collect::<Vec<_>>()
-        .join(",")
+    all.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect::<Vec<_>>().join(",")
 }
 
 /// As xtables_save_string does: bare if only letters, digits, `-` and `_`.
 fn quoted(text: &str) -> String {
-    let bare = !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-    if bare {
-        text.to_owned()
-    } else {
-        format!("\"{text}\"")
-    }
+    let bare = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if bare { text.to_owned() } else { format!("\"{text}\"") }
 }
 
 #[cfg(test)]
@@ -336,20 +286,9 @@ mod tests {
 
     #[test]
     fn probabilities_are_kube_proxys_text() {
-        for (n, text) in [
-            (1, "1.0000000000"),
-            (2, "0.5000000000"),
-            (3, "0.3333333333"),
-            (4, "0.2500000000"),
-        ] {
-            let rule = Rule {
-                probability: Some(one_in(n)),
-                ..Rule::default()
-            };
-            assert_eq!(
-                rule.to_string(),
-                format!("-m statistic --mode random --probability {text}")
-            );
+        for (n, text) in [(1, "1.0000000000"), (2, "0.5000000000"), (3, "0.3333333333"), (4, "0.2500000000")] {
+            let rule = Rule { probability: Some(one_in(n)), ..Rule::default() };
+            assert_eq!(rule.to_string(), format!("-m statistic --mode random --probability {text}"));
         }
         // What iptables-save prints for kube-proxy's 0.3333333333 is the same number.
         assert_eq!(parse_probability("0.33333333349"), Some(one_in(3)));
@@ -360,9 +299,6 @@ mod tests {
         let rule = Rule::commented("a\"\n-A INPUT -j DROP \\ $(x) 'é");
         assert_eq!(rule.to_string().lines().count(), 1);
         assert_eq!(rule.to_string().matches('"').count(), 2);
-        assert_eq!(
-            Rule::commented(&"x".repeat(999)).comment.unwrap().len(),
-            255
-        );
+        assert_eq!(Rule::commented(&"x".repeat(999)).comment.unwrap().len(), 255);
     }
 }

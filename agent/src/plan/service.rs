@@ -50,29 +50,19 @@ impl PortPlan {
     /// It has an address that is meant for traffic from outside.
     #[must_use]
     pub fn is_external(&self) -> bool {
-        self.node_port.is_some()
-            || !self.external_ips.is_empty()
-            || !self.load_balancer_ips.is_empty()
+        self.node_port.is_some() || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
     }
 
     /// Endpoints that ClusterIP traffic reaches.
     #[must_use]
     pub fn internal(&self) -> &[SocketAddr] {
-        if self.internal_local {
-            &self.local
-        } else {
-            &self.cluster
-        }
+        if self.internal_local { &self.local } else { &self.cluster }
     }
 
     /// Endpoints that traffic from outside reaches.
     #[must_use]
     pub fn outside(&self) -> &[SocketAddr] {
-        if self.external_local {
-            &self.local
-        } else {
-            &self.cluster
-        }
+        if self.external_local { &self.local } else { &self.cluster }
     }
 }
 
@@ -87,25 +77,16 @@ pub struct Place<'a> {
 
 /// Every port of a service in one family; empty if the service has no ClusterIP in it.
 #[must_use]
-pub fn ports(
-    service: &ServiceView,
-    facts: &NodeFacts,
-    (zone, family): (&str, Family),
-) -> Vec<PortPlan> {
+pub fn ports(service: &ServiceView, facts: &NodeFacts, (zone, family): (&str, Family)) -> Vec<PortPlan> {
     let item = &service.item;
     let cluster_ips = addresses(&item.cluster_ips, family);
     if cluster_ips.is_empty() {
         return Vec::new();
     }
-    let place = Place {
-        node: &facts.node_name,
-        zone,
-    };
+    let place = Place { node: &facts.node_name, zone };
     let mut ports = Vec::new();
     for port in &item.ports {
-        let (Some(protocol), Some(number)) =
-            (Protocol::from_kubernetes(&port.protocol), number(port.port))
-        else {
+        let (Some(protocol), Some(number)) = (Protocol::from_kubernetes(&port.protocol), number(port.port)) else {
             continue;
         };
         let mut plan = PortPlan {
@@ -117,9 +98,7 @@ pub fn ports(
             load_balancer_ips: addresses(&item.load_balancer_ips, family),
             source_ranges: source_ranges(item, family),
             node_port: node_port(item, port),
-            health_check_node_port: u16::try_from(item.health_check_node_port)
-                .ok()
-                .filter(|port| *port != 0),
+            health_check_node_port: u16::try_from(item.health_check_node_port).ok().filter(|port| *port != 0),
             affinity_seconds: (item.affinity_seconds > 0).then_some(item.affinity_seconds),
             internal_local: item.internal_local,
             external_local: item.external_local,
@@ -127,11 +106,7 @@ pub fn ports(
             local: Vec::new(),
             has_endpoints: false,
         };
-        choose(
-            &mut plan,
-            &backends(service, port, family),
-            (place, &item.traffic_distribution),
-        );
+        choose(&mut plan, &backends(service, port, family), (place, &item.traffic_distribution));
         ports.push(plan);
     }
     ports
@@ -148,30 +123,22 @@ pub fn port_name(item: &ServiceItem, port: &ServicePort) -> String {
 }
 
 /// Endpoints that serve a port, by address: sorted, each once.
-fn backends<'a>(
-    service: &'a ServiceView,
-    port: &ServicePort,
-    family: Family,
-) -> BTreeMap<SocketAddr, &'a Endpoint> {
+fn backends<'a>(service: &'a ServiceView, port: &ServicePort, family: Family) -> BTreeMap<SocketAddr, &'a Endpoint> {
     let protocol = Protocol::from_kubernetes(&port.protocol);
     let mut found: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
     for endpoint in service.endpoints.values() {
         let Ok(address) = endpoint.address.parse::<IpAddr>() else {
             continue;
         };
-        let serves = endpoint.ports.iter().find(|one| {
-            one.name == port.name && Protocol::from_kubernetes(&one.protocol) == protocol
-        });
-        let Some(target) = serves
-            .and_then(|one| number(one.port))
-            .filter(|_| Family::of(address) == family)
-        else {
+        let serves = endpoint
+            .ports
+            .iter()
+            .find(|one| one.name == port.name && Protocol::from_kubernetes(&one.protocol) == protocol);
+        let Some(target) = serves.and_then(|one| number(one.port)).filter(|_| Family::of(address) == family) else {
             continue;
         };
         // Two pods at one address and port (host network): the one that may take traffic decides.
-        let slot = found
-            .entry(SocketAddr::new(address, target))
-            .or_insert(endpoint);
+        let slot = found.entry(SocketAddr::new(address, target)).or_insert(endpoint);
         if rank(endpoint) > rank(slot) {
             *slot = endpoint;
         }
@@ -180,11 +147,7 @@ fn backends<'a>(
 }
 
 fn rank(endpoint: &Endpoint) -> u8 {
-    if endpoint.ready {
-        2
-    } else {
-        u8::from(is_fallback(endpoint))
-    }
+    if endpoint.ready { 2 } else { u8::from(is_fallback(endpoint)) }
 }
 
 /// Used only while no endpoint is ready: terminating, but still serving.
@@ -192,23 +155,14 @@ fn is_fallback(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
-fn choose(
-    plan: &mut PortPlan,
-    backends: &BTreeMap<SocketAddr, &Endpoint>,
-    (place, distribution): (Place<'_>, &str),
-) {
+fn choose(plan: &mut PortPlan, backends: &BTreeMap<SocketAddr, &Endpoint>, (place, distribution): (Place<'_>, &str)) {
     let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddr> {
-        backends
-            .iter()
-            .filter(|(_, endpoint)| wanted(endpoint))
-            .map(|(address, _)| *address)
-            .collect()
+        backends.iter().filter(|(_, endpoint)| wanted(endpoint)).map(|(address, _)| *address).collect()
     };
     let external = plan.is_external();
     plan.has_endpoints = backends.values().any(|endpoint| rank(endpoint) > 0);
     if !plan.internal_local || external {
-        plan.cluster = preferred(backends, (place, distribution))
-            .unwrap_or_else(|| pick(&|endpoint| endpoint.ready));
+        plan.cluster = preferred(backends, (place, distribution)).unwrap_or_else(|| pick(&|endpoint| endpoint.ready));
         if plan.cluster.is_empty() {
             plan.cluster = pick(&is_fallback);
         }
@@ -228,9 +182,7 @@ fn preferred(
     (place, distribution): (Place<'_>, &str),
 ) -> Option<Vec<SocketAddr>> {
     let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Option<Vec<SocketAddr>> {
-        let ready = backends
-            .iter()
-            .filter(|(_, endpoint)| endpoint.ready && wanted(endpoint));
+        let ready = backends.iter().filter(|(_, endpoint)| endpoint.ready && wanted(endpoint));
         let list: Vec<_> = ready.map(|(address, _)| *address).collect();
         (!list.is_empty()).then_some(list)
     };
@@ -244,25 +196,16 @@ fn preferred(
 }
 
 fn addresses(texts: &[String], family: Family) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = texts
-        .iter()
-        .filter_map(|text| text.parse().ok())
-        .filter(|address| Family::of(*address) == family)
-        .collect();
+    let mut addresses: Vec<IpAddr> =
+        texts.iter().filter_map(|text| text.parse().ok()).filter(|address| Family::of(*address) == family).collect();
     addresses.sort();
     addresses.dedup();
     addresses
 }
 
 fn source_ranges(item: &ServiceItem, family: Family) -> Vec<IpNet> {
-    let ranges = item
-        .load_balancer_source_ranges
-        .iter()
-        .filter_map(|text| text.trim().parse::<IpNet>().ok());
-    let mut ranges: Vec<IpNet> = ranges
-        .map(|net| net.trunc())
-        .filter(|net| Family::of(net.addr()) == family)
-        .collect();
+    let ranges = item.load_balancer_source_ranges.iter().filter_map(|text| text.trim().parse::<IpNet>().ok());
+    let mut ranges: Vec<IpNet> = ranges.map(|net| net.trunc()).filter(|net| Family::of(net.addr()) == family).collect();
     ranges.sort();
     ranges.dedup();
     ranges

@@ -33,12 +33,7 @@ impl Probes {
     /// Makes the task. Pods of the host's network, or with a published port, are reached at `node_ip`.
     #[must_use]
     pub fn new(shared: Arc<Shared>, book: Arc<Book>, node_ip: IpAddr) -> Self {
-        Self {
-            shared,
-            book,
-            node_ip,
-            watched: BTreeMap::new(),
-        }
+        Self { shared, book, node_ip, watched: BTreeMap::new() }
     }
 
     /// Runs until cancelled; inside a network namespace if one is given.
@@ -48,15 +43,11 @@ impl Probes {
             Some(path) => {
                 // A thread of its own enters the namespace; everything that its runtime makes lives there.
                 let inside = move || {
-                    let runtime = tokio::runtime::Builder::new_current_thread()
-                        .enable_all()
-                        .build();
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                     runtime.map(|runtime| runtime.block_on(self.watch(cancel)))
                 };
-                let ended = tokio::task::spawn_blocking(move || {
-                    crate::kernel::linux::in_namespace(Some(&path), inside)
-                })
-                .await;
+                let ended =
+                    tokio::task::spawn_blocking(move || crate::kernel::linux::in_namespace(Some(&path), inside)).await;
                 match ended {
                     Ok(Ok(Ok(()))) => {}
                     Ok(Ok(Err(error))) => tracing::error!(%error, "probes ended"),
@@ -73,12 +64,8 @@ impl Probes {
             version.borrow_and_update();
             if let Some((changes, all)) = self.shared.take_for_probes() {
                 if all {
-                    let gone: Vec<_> = self
-                        .watched
-                        .keys()
-                        .filter(|name| !changes.contains_key(*name))
-                        .cloned()
-                        .collect();
+                    let gone: Vec<_> =
+                        self.watched.keys().filter(|name| !changes.contains_key(*name)).cloned().collect();
                     gone.iter().for_each(|name| self.forget(name));
                 }
                 let together = changes.len();
@@ -102,19 +89,11 @@ impl Probes {
             return self.forget(name);
         };
         let face = Face::of(pod, self.node_ip);
-        match self
-            .watched
-            .get_mut(name)
-            .filter(|watched| watched.face == face)
-        {
+        match self.watched.get_mut(name).filter(|watched| watched.face == face) {
             Some(watched) => watched.mark(pod),
             None => {
                 // The same incarnation with another spec keeps what is known of it.
-                let known = self
-                    .watched
-                    .get(name)
-                    .filter(|old| old.face.uid == face.uid)
-                    .and_then(Watched::ready);
+                let known = self.watched.get(name).filter(|old| old.face.uid == face.uid).and_then(Watched::ready);
                 let watched = Watched::start(pod, face, (known, delay, self.book.clone()));
                 self.watched.insert(name.clone(), watched);
             }
@@ -128,7 +107,5 @@ impl Probes {
 }
 
 fn is_finished(pod: &Pod) -> bool {
-    pod.status
-        .as_ref()
-        .is_some_and(|status| matches!(status.phase.as_str(), "Succeeded" | "Failed"))
+    pod.status.as_ref().is_some_and(|status| matches!(status.phase.as_str(), "Succeeded" | "Failed"))
 }

@@ -47,16 +47,8 @@ impl Face {
     #[must_use]
     pub fn of(pod: &Pod, node_ip: IpAddr) -> Self {
         let spec = pod.spec.clone().unwrap_or_default();
-        let given = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.pod_ip.parse().ok());
-        let published = || {
-            spec.containers
-                .iter()
-                .flat_map(|one| &one.ports)
-                .any(|port| port.host_port != 0)
-        };
+        let given = pod.status.as_ref().and_then(|status| status.pod_ip.parse().ok());
+        let published = || spec.containers.iter().flat_map(|one| &one.ports).any(|port| port.host_port != 0);
         let address = match given {
             // What we reported ourselves comes back as given; it is the same face.
             Some(ip) if ip == node_ip && (spec.host_network || published()) => Address::Node(ip),
@@ -64,11 +56,7 @@ impl Face {
             None if spec.host_network || published() => Address::Node(node_ip),
             None => Address::Unknown,
         };
-        Self {
-            uid: pod.metadata.clone().unwrap_or_default().uid,
-            spec,
-            address,
-        }
+        Self { uid: pod.metadata.clone().unwrap_or_default().uid, spec, address }
     }
 }
 
@@ -83,46 +71,23 @@ pub struct Watched {
 
 impl Watched {
     /// Starts watching. `known`: what an earlier watch of this incarnation found; `delay`: wait before the first probe.
-    pub fn start(
-        pod: &Pod,
-        face: Face,
-        (known, delay, book): (Option<bool>, Duration, Arc<Book>),
-    ) -> Self {
+    pub fn start(pod: &Pod, face: Face, (known, delay, book): (Option<bool>, Duration, Arc<Book>)) -> Self {
         let metadata = pod.metadata.clone().unwrap_or_default();
         let believed = known.unwrap_or_else(|| believed_ready(pod));
         let first = PodReadiness {
             namespace: metadata.namespace,
             name: metadata.name,
             uid: metadata.uid,
-            pod_ip: if let Address::Node(ip) = face.address {
-                ip.to_string()
-            } else {
-                String::new()
-            },
+            pod_ip: if let Address::Node(ip) = face.address { ip.to_string() } else { String::new() },
             ..PodReadiness::default()
         };
-        let containers: Vec<Container> = counted(&face.spec)
-            .filter(|one| one.readiness_probe.is_some())
-            .cloned()
-            .collect();
-        let states = containers
-            .iter()
-            .map(|one| State::new(&one.name, believed))
-            .collect();
-        let word = Arc::new(Word {
-            book,
-            inner: Mutex::new(Inner {
-                first,
-                states,
-                terminated: false,
-            }),
-        });
+        let containers: Vec<Container> =
+            counted(&face.spec).filter(|one| one.readiness_probe.is_some()).cloned().collect();
+        let states = containers.iter().map(|one| State::new(&one.name, believed)).collect();
+        let word = Arc::new(Word { book, inner: Mutex::new(Inner { first, states, terminated: false }) });
         let mut workers = JoinSet::new();
         for (index, container) in containers.into_iter().enumerate() {
-            let check = Check::plan(
-                &container,
-                face.address.ip().map(|ip| (ip, publishes(&face))),
-            );
+            let check = Check::plan(&container, face.address.ip().map(|ip| (ip, publishes(&face))));
             let worker = Worker {
                 check,
                 timing: Timing::of(container.readiness_probe.as_ref()),
@@ -136,12 +101,7 @@ impl Watched {
         if !believed || states_empty(&word) {
             word.speak();
         }
-        let mut watched = Self {
-            face,
-            word,
-            workers,
-            marked: false,
-        };
+        let mut watched = Self { face, word, workers, marked: false };
         watched.mark(pod);
         watched
     }
@@ -154,10 +114,8 @@ impl Watched {
         }
         self.marked = true;
         let own = self.face.spec.termination_grace_period_seconds;
-        let seconds = metadata
-            .and_then(|metadata| metadata.deletion_grace_period_seconds)
-            .or(own)
-            .unwrap_or(GRACE_SECONDS);
+        let seconds =
+            metadata.and_then(|metadata| metadata.deletion_grace_period_seconds).or(own).unwrap_or(GRACE_SECONDS);
         let grace = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         let word = self.word.clone();
         self.workers.spawn(async move {
@@ -170,11 +128,7 @@ impl Watched {
     /// What is known: ready or not; `None` before the first probe of every container.
     pub fn ready(&self) -> Option<bool> {
         let inner = self.word.lock();
-        inner
-            .states
-            .iter()
-            .all(|state| state.probed)
-            .then(|| inner.states.iter().all(|state| state.ready))
+        inner.states.iter().all(|state| state.probed).then(|| inner.states.iter().all(|state| state.ready))
     }
 }
 
@@ -184,11 +138,7 @@ fn states_empty(word: &Word) -> bool {
 
 /// Containers that readiness counts: also init containers that keep running beside the others.
 fn counted(spec: &PodSpec) -> impl Iterator<Item = &Container> {
-    spec.containers.iter().chain(
-        spec.init_containers
-            .iter()
-            .filter(|one| one.restart_policy == "Always"),
-    )
+    spec.containers.iter().chain(spec.init_containers.iter().filter(|one| one.restart_policy == "Always"))
 }
 
 /// Its ports are reached as published on the node.
@@ -198,9 +148,7 @@ fn publishes(face: &Face) -> bool {
 
 fn believed_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| &status.conditions);
-    conditions
-        .into_iter()
-        .any(|condition| condition.r#type == "Ready" && condition.status == "True")
+    conditions.into_iter().any(|condition| condition.r#type == "Ready" && condition.status == "True")
 }
 
 /// The word on a pod, made of its containers' states.
@@ -224,12 +172,7 @@ struct State {
 
 impl State {
     fn new(container: &str, believed: bool) -> Self {
-        Self {
-            container: container.to_owned(),
-            ready: believed,
-            probed: false,
-            message: "not probed yet".to_owned(),
-        }
+        Self { container: container.to_owned(), ready: believed, probed: false, message: "not probed yet".to_owned() }
     }
 }
 
@@ -242,19 +185,14 @@ impl Word {
     fn speak(&self) {
         let inner = self.lock();
         let unready: Vec<&State> = inner.states.iter().filter(|state| !state.ready).collect();
-        let mut word = PodReadiness {
-            ready: unready.is_empty(),
-            ..inner.first.clone()
-        };
+        let mut word = PodReadiness { ready: unready.is_empty(), ..inner.first.clone() };
         if inner.terminated {
             word.ready = false;
             word.terminated = true;
             word.reason = "PodTerminated".to_owned();
         } else if !word.ready {
-            let texts: Vec<_> = unready
-                .iter()
-                .map(|state| format!("container {}: {}", state.container, state.message))
-                .collect();
+            let texts: Vec<_> =
+                unready.iter().map(|state| format!("container {}: {}", state.container, state.message)).collect();
             word.reason = "ContainersNotReady".to_owned();
             word.message = shortened(texts.join("; "));
         }
@@ -264,10 +202,7 @@ impl Word {
 }
 
 fn shortened(mut text: String) -> String {
-    let end = (0..=MESSAGE_BYTES.min(text.len()))
-        .rev()
-        .find(|end| text.is_char_boundary(*end))
-        .unwrap_or(0);
+    let end = (0..=MESSAGE_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text.truncate(end);
     text
 }
@@ -284,8 +219,7 @@ struct Timing {
 
 impl Timing {
     fn of(probe: Option<&Probe>) -> Self {
-        let seconds =
-            |given: i32, default: u32| Duration::from_secs(u64::from(count(given, default)));
+        let seconds = |given: i32, default: u32| Duration::from_secs(u64::from(count(given, default)));
         let probe = probe.cloned().unwrap_or_default();
         Self {
             initial_delay: seconds(probe.initial_delay_seconds, 0),
@@ -299,10 +233,7 @@ impl Timing {
 
 /// A positive number, or the default.
 fn count(given: i32, default: u32) -> u32 {
-    u32::try_from(given)
-        .ok()
-        .filter(|given| *given > 0)
-        .unwrap_or(default)
+    u32::try_from(given).ok().filter(|given| *given > 0).unwrap_or(default)
 }
 
 /// Probes one container.
@@ -317,11 +248,7 @@ struct Worker {
 impl Worker {
     async fn run(self, spread: Duration) {
         // One that is believed ready has been up for a while.
-        let delay = if self.believed {
-            Duration::ZERO
-        } else {
-            self.timing.initial_delay
-        };
+        let delay = if self.believed { Duration::ZERO } else { self.timing.initial_delay };
         let begin = Instant::now() + delay + spread.min(self.timing.period);
         let mut ticks = tokio::time::interval_at(begin, self.timing.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -329,17 +256,9 @@ impl Worker {
         loop {
             ticks.tick().await;
             let outcome = self.check.run(self.timing.timeout).await;
-            times = if last == Some(outcome.is_ok()) {
-                times.saturating_add(1)
-            } else {
-                1
-            };
+            times = if last == Some(outcome.is_ok()) { times.saturating_add(1) } else { 1 };
             last = Some(outcome.is_ok());
-            let enough = if outcome.is_ok() {
-                self.timing.success
-            } else {
-                self.timing.failure
-            };
+            let enough = if outcome.is_ok() { self.timing.success } else { self.timing.failure };
             self.note(&outcome, times >= enough);
         }
     }
@@ -368,29 +287,11 @@ mod tests {
     #[test]
     fn absent_numbers_are_kubelets() {
         let seconds = Duration::from_secs;
-        let kubelets = Timing {
-            initial_delay: seconds(0),
-            period: seconds(10),
-            timeout: seconds(1),
-            success: 1,
-            failure: 3,
-        };
+        let kubelets =
+            Timing { initial_delay: seconds(0), period: seconds(10), timeout: seconds(1), success: 1, failure: 3 };
         assert_eq!(Timing::of(None), kubelets);
-        assert_eq!(
-            Timing::of(Some(&Probe {
-                period_seconds: -1,
-                ..Probe::default()
-            })),
-            kubelets
-        );
-        assert_eq!(
-            Timing::of(Some(&Probe {
-                period_seconds: 2,
-                ..Probe::default()
-            }))
-            .period,
-            seconds(2)
-        );
+        assert_eq!(Timing::of(Some(&Probe { period_seconds: -1, ..Probe::default() })), kubelets);
+        assert_eq!(Timing::of(Some(&Probe { period_seconds: 2, ..Probe::default() })).period, seconds(2));
     }
 
     #[test]
@@ -401,10 +302,7 @@ mod tests {
         pod.spec.get_or_insert_default().host_network = true;
         assert_eq!(Face::of(&pod, node).address, Address::Node(node));
         pod.status.get_or_insert_default().pod_ip = "10.244.1.2".into();
-        assert_eq!(
-            Face::of(&pod, node).address,
-            Address::Own([10, 244, 1, 2].into())
-        );
+        assert_eq!(Face::of(&pod, node).address, Address::Own([10, 244, 1, 2].into()));
     }
 
     #[test]

@@ -1,17 +1,10 @@
 //! What several tests need: views of services made in a line each, and facts of a node.
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "each test uses a part; tests fail by panicking"
-)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic, reason = "each test uses a part; tests fail by panicking")]
 
 pub mod server;
 
 use fairlead_agent::plan::{Names, NodeFacts};
-use fairlead_proto::v1::{
-    Endpoint, EndpointItem, EndpointPort, NodeDelta, NodeItem, ServiceItem, ServicePort,
-};
+use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, NodeDelta, NodeItem, ServiceItem, ServicePort};
 use fairlead_proto::view::NodeView;
 
 /// Facts of a node whose pods are 10.244.0.0/16.
@@ -20,10 +13,7 @@ pub fn facts(node: &str) -> NodeFacts {
         node_name: node.into(),
         node_ips: vec!["10.0.0.11".parse().unwrap()],
         names: Names::new("KUBE").unwrap(),
-        local_cidrs: vec![
-            "10.244.0.0/16".parse().unwrap(),
-            "fd00:244::/32".parse().unwrap(),
-        ],
+        local_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
         masquerade_all: false,
     }
 }
@@ -70,12 +60,7 @@ pub fn endpoint(address: &str, node: &str, ports: &[&str]) -> Endpoint {
             .iter()
             .map(|text| {
                 let port = port(text);
-                EndpointPort {
-                    name: port.name,
-                    port: port.port,
-                    protocol: port.protocol,
-                    app_protocol: None,
-                }
+                EndpointPort { name: port.name, port: port.port, protocol: port.protocol, app_protocol: None }
             })
             .collect(),
         ..Endpoint::default()
@@ -97,16 +82,9 @@ pub fn full(revision: u64, services: &[(ServiceItem, Vec<Endpoint>)]) -> NodeDel
     };
     NodeDelta {
         to: revision,
-        upsert_services: services
-            .iter()
-            .map(|(service, _)| service.clone())
-            .collect(),
+        upsert_services: services.iter().map(|(service, _)| service.clone()).collect(),
         upsert_endpoints: services.iter().flat_map(items).collect(),
-        upsert_nodes: vec![NodeItem {
-            name: "node1".into(),
-            zone: "a".into(),
-            ..NodeItem::default()
-        }],
+        upsert_nodes: vec![NodeItem { name: "node1".into(), zone: "a".into(), ..NodeItem::default() }],
         ..NodeDelta::default()
     }
 }

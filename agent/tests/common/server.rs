@@ -1,15 +1,9 @@
 //! A server of the test's own, which shows what agents say and sends what the test wants.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use fairlead_proto::v1::node_sync_server::{NodeSync, NodeSyncServer};
 use fairlead_proto::v1::{
-    AgentMessage, Hello, NodeDelta, PodReadiness, ServerMessage, Welcome, agent_message::Kind,
-    server_message,
+    AgentMessage, Hello, NodeDelta, PodReadiness, ServerMessage, Welcome, agent_message::Kind, server_message,
 };
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -32,10 +26,7 @@ pub struct Stream {
 
 impl Stream {
     pub async fn send(&self, kind: server_message::Kind) {
-        self.outbound
-            .send(Ok(ServerMessage { kind: Some(kind) }))
-            .await
-            .unwrap();
+        self.outbound.send(Ok(ServerMessage { kind: Some(kind) })).await.unwrap();
     }
 
     pub async fn welcome(&self) {
@@ -52,10 +43,7 @@ impl Stream {
     }
 
     pub async fn next(&mut self) -> Kind {
-        tokio::time::timeout(PATIENCE, self.inbound.recv())
-            .await
-            .expect("a message in time")
-            .expect("an open stream")
+        tokio::time::timeout(PATIENCE, self.inbound.recv()).await.expect("a message in time").expect("an open stream")
     }
 
     /// The next acknowledgement; other messages are passed over.
@@ -71,21 +59,14 @@ impl Stream {
     }
 
     /// The next report of a pod that `wanted` accepts.
-    pub async fn report(
-        &mut self,
-        name: &str,
-        wanted: impl Fn(&PodReadiness) -> bool,
-    ) -> PodReadiness {
+    pub async fn report(&mut self, name: &str, wanted: impl Fn(&PodReadiness) -> bool) -> PodReadiness {
         let fits = |pod: &PodReadiness| pod.name == name && wanted(pod);
         if let Some(index) = self.passed.iter().position(fits) {
             return self.passed.remove(index);
         }
         loop {
             if let Kind::PodStatus(report) = self.next().await
-                && let Some(pod) = report
-                    .pods
-                    .into_iter()
-                    .find(fits)
+                && let Some(pod) = report.pods.into_iter().find(fits)
             {
                 return pod;
             }
@@ -100,15 +81,9 @@ struct Service(mpsc::Sender<Stream>);
 impl NodeSync for Service {
     type SyncStream = ReceiverStream<Result<ServerMessage, Status>>;
 
-    async fn sync(
-        &self,
-        request: Request<Streaming<AgentMessage>>,
-    ) -> Result<Response<Self::SyncStream>, Status> {
+    async fn sync(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::SyncStream>, Status> {
         let mut inbound = request.into_inner();
-        let Some(AgentMessage {
-            kind: Some(Kind::Hello(hello)),
-        }) = inbound.message().await?
-        else {
+        let Some(AgentMessage { kind: Some(Kind::Hello(hello)) }) = inbound.message().await? else {
             return Err(Status::invalid_argument("no hello"));
         };
         let (up, received) = mpsc::channel(1000);
@@ -120,15 +95,7 @@ impl NodeSync for Service {
                 }
             }
         });
-        let _ = self
-            .0
-            .send(Stream {
-                hello,
-                inbound: received,
-                passed: Vec::new(),
-                outbound,
-            })
-            .await;
+        let _ = self.0.send(Stream { hello, inbound: received, passed: Vec::new(), outbound }).await;
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -140,16 +107,11 @@ pub async fn server() -> (String, mpsc::Receiver<Stream>) {
     let (streams, received) = mpsc::channel(10);
     let service = NodeSyncServer::new(Service(streams));
     tokio::spawn(
-        tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener)),
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
     );
     (address, received)
 }
 
 pub async fn stream(streams: &mut mpsc::Receiver<Stream>) -> Stream {
-    tokio::time::timeout(PATIENCE, streams.recv())
-        .await
-        .expect("a stream in time")
-        .unwrap()
+    tokio::time::timeout(PATIENCE, streams.recv()).await.expect("a stream in time").unwrap()
 }

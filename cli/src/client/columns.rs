@@ -33,9 +33,16 @@ impl Columns {
         let headers: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
         let paths: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
         if headers.is_empty() || headers.len() != paths.len() {
-            return Err(format!("number of headers ({}) and field specifications ({}) don't match", headers.len(), paths.len()));
+            return Err(format!(
+                "number of headers ({}) and field specifications ({}) don't match",
+                headers.len(),
+                paths.len()
+            ));
         }
-        let columns = headers.into_iter().zip(paths).map(|(header, path)| Ok((header.to_owned(), Template::parse_relaxed(path)?)));
+        let columns = headers
+            .into_iter()
+            .zip(paths)
+            .map(|(header, path)| Ok((header.to_owned(), Template::parse_relaxed(path)?)));
         columns.collect::<Result<_, String>>().map(Self)
     }
 
@@ -92,7 +99,10 @@ mod tests {
             shown(json!({"metadata": {"name": "plain"}, "spec": {"ports": [{"port": 80}]}})),
         ];
         let columns = Columns::parse("A:.metadata.name,B:.spec.ports[*].port,C:.foo").unwrap();
-        assert_eq!(columns.render(&objects, true).unwrap(), "A       B       C\nweb     80,53   <none>\nplain   80      <none>\n");
+        assert_eq!(
+            columns.render(&objects, true).unwrap(),
+            "A       B       C\nweb     80,53   <none>\nplain   80      <none>\n"
+        );
         assert_eq!(columns.render(&objects[..1], false).unwrap(), "web   80,53   <none>\n");
         let union = Columns::parse("P:.spec.ports[0,1].port,N:metadata.name").unwrap();
         assert_eq!(union.render(&objects[..1], false).unwrap(), "80,53   web\n");

@@ -101,7 +101,9 @@ pub fn resolve(given: &Given<'_>, file: Option<&ClientConfig>) -> Result<Target,
     let file = file.unwrap_or(&empty);
     let context = file.context(given.context)?;
     let namespace = given.namespace.map(str::to_owned).or_else(|| context.map(|context| context.namespace.clone()));
-    let namespace = namespace.filter(|name| !name.is_empty()).unwrap_or_else(|| fairlead_proto::model::DEFAULT_NAMESPACE.to_owned());
+    let namespace = namespace
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| fairlead_proto::model::DEFAULT_NAMESPACE.to_owned());
     let (listed, insecure) = match context {
         _ if !given.servers.is_empty() => (given.servers.join(","), given.insecure),
         Some(context) => {
@@ -110,9 +112,12 @@ pub fn resolve(given: &Given<'_>, file: Option<&ClientConfig>) -> Result<Target,
         }
         None => (DEFAULT_SERVER.to_owned(), given.insecure),
     };
-    let servers = listed.split(',').map(str::trim).filter(|one| !one.is_empty()).map(address).collect::<Result<Vec<_>, _>>()?;
+    let servers =
+        listed.split(',').map(str::trim).filter(|one| !one.is_empty()).map(address).collect::<Result<Vec<_>, _>>()?;
     if servers.is_empty() {
-        return Err(Failure::local("no server is given: say --server HOST:PORT, or name one in the client configuration"));
+        return Err(Failure::local(
+            "no server is given: say --server HOST:PORT, or name one in the client configuration",
+        ));
     }
     if !insecure {
         return Err(Failure::local(format!(
@@ -135,14 +140,18 @@ impl ClientConfig {
 
     fn cluster(&self, name: &str) -> Result<&Cluster, Failure> {
         let found = self.clusters.iter().find(|one| one.name == name);
-        found.map(|one| &one.cluster).ok_or_else(|| Failure::local(format!("cluster {name:?} does not exist in the client configuration")))
+        found
+            .map(|one| &one.cluster)
+            .ok_or_else(|| Failure::local(format!("cluster {name:?} does not exist in the client configuration")))
     }
 }
 
 /// host:port of "host:port" or "http://host:port".
 fn address(text: &str) -> Result<String, Failure> {
     if text.starts_with("https://") {
-        return Err(Failure::local(format!("{text}: this version speaks plaintext only, so servers are http:// or plain host:port")));
+        return Err(Failure::local(format!(
+            "{text}: this version speaks plaintext only, so servers are http:// or plain host:port"
+        )));
     }
     let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
     let bad = || Failure::local(format!("server {text:?} is not HOST:PORT"));
@@ -167,9 +176,15 @@ pub fn read(path: &Path) -> Result<ClientConfig, Failure> {
 /// # Errors
 /// The file can't be read, or is not one; with its path.
 pub fn read_value(path: &Path) -> Result<Value, Failure> {
-    let unreadable = |error: std::io::Error| Failure::local(format!("can't read the client configuration {}: {error}", path.display()));
+    let unreadable = |error: std::io::Error| {
+        Failure::local(format!("can't read the client configuration {}: {error}", path.display()))
+    };
     let mut text = String::new();
-    std::fs::File::open(path).map_err(unreadable)?.take(MAX_CONFIG + 1).read_to_string(&mut text).map_err(unreadable)?;
+    std::fs::File::open(path)
+        .map_err(unreadable)?
+        .take(MAX_CONFIG + 1)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
     if text.len() as u64 > MAX_CONFIG {
         return Err(not_one(path, "it is larger than 1 MiB"));
     }
@@ -191,11 +206,22 @@ fn not_one(path: &Path, problem: &str) -> Failure {
 /// The file can't be written; with its path.
 pub fn write_value(path: &Path, value: &Value) -> Result<(), Failure> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let unwritable = |error: std::io::Error| Failure::local(format!("can't write the client configuration {}: {error}", path.display()));
+    let unwritable = |error: std::io::Error| {
+        Failure::local(format!("can't write the client configuration {}: {error}", path.display()))
+    };
     let mut staged = path.as_os_str().to_owned();
     staged.push(format!(".{}.new", std::process::id()));
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged).map_err(unwritable)?;
-    let written = file.write_all(yaml(value)?.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&staged, path));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&staged)
+        .map_err(unwritable)?;
+    let written = file
+        .write_all(yaml(value)?.as_bytes())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&staged, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&staged);
     }
@@ -229,7 +255,10 @@ mod tests {
     fn flags_beat_the_context_which_beats_loopback() {
         let nothing = Given { insecure: true, ..Given::default() };
         let target = resolve(&nothing, None).unwrap();
-        assert_eq!((target.servers.as_slice(), target.namespace.as_str()), (["127.0.0.1:7400".to_owned()].as_slice(), "default"));
+        assert_eq!(
+            (target.servers.as_slice(), target.namespace.as_str()),
+            (["127.0.0.1:7400".to_owned()].as_slice(), "default")
+        );
         let target = resolve(&Given::default(), Some(&file())).unwrap();
         assert_eq!(
             (target.servers.join(","), target.namespace.as_str(), target.namespace_given),
@@ -238,7 +267,10 @@ mod tests {
         let servers = ["h9:1".to_owned(), "http://[::1]:2/".to_owned()];
         let given = Given { servers: &servers, insecure: true, namespace: Some("x"), ..Given::default() };
         let target = resolve(&given, Some(&file())).unwrap();
-        assert_eq!((target.servers.join(","), target.namespace.as_str(), target.namespace_given), ("h9:1,[::1]:2".into(), "x", true));
+        assert_eq!(
+            (target.servers.join(","), target.namespace.as_str(), target.namespace_given),
+            ("h9:1,[::1]:2".into(), "x", true)
+        );
     }
 
     #[test]
@@ -262,7 +294,10 @@ mod tests {
         }
         for server in ["https://h:1", "h", "h:x", "h:70000", ":1", "::1:7400", "a b:1", "http://h/x:1"] {
             let servers = [server.to_owned()];
-            assert!(resolve(&Given { servers: &servers, insecure: true, ..Given::default() }, None).is_err(), "{server}");
+            assert!(
+                resolve(&Given { servers: &servers, insecure: true, ..Given::default() }, None).is_err(),
+                "{server}"
+            );
         }
     }
 

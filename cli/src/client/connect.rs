@@ -8,9 +8,9 @@ use crate::client::failure::{self, Failure};
 use fairlead_proto::v1::cluster_client::ClusterClient;
 use fairlead_proto::v1::objects_client::ObjectsClient;
 use fairlead_proto::v1::{
-    ApplyRequest, CreateRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, GetRequest, HistoryRequest, HistoryResponse,
-    ListRequest, ListResponse, ObjectResponse, RequestId, StatusRequest, StatusResponse, UpdateRequest, WaitProgrammedRequest,
-    WaitProgrammedResponse, WatchRequest, WatchResponse, WriteOptions,
+    ApplyRequest, CreateRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, GetRequest, HistoryRequest,
+    HistoryResponse, ListRequest, ListResponse, ObjectResponse, RequestId, StatusRequest, StatusResponse,
+    UpdateRequest, WaitProgrammedRequest, WaitProgrammedResponse, WatchRequest, WatchResponse, WriteOptions,
 };
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -81,7 +81,8 @@ impl Servers {
     /// [`Failure`].
     pub async fn get(&self, mut request: GetRequest) -> Result<ObjectResponse, Failure> {
         request.min_revision = self.seen.load(Ordering::Relaxed);
-        let answer: ObjectResponse = self.ask(request, None, async |channel, request| objects(channel).get(request).await).await?;
+        let answer: ObjectResponse =
+            self.ask(request, None, async |channel, request| objects(channel).get(request).await).await?;
         self.saw(answer.revision);
         Ok(answer)
     }
@@ -92,7 +93,8 @@ impl Servers {
     /// [`Failure`].
     pub async fn list(&self, mut request: ListRequest) -> Result<ListResponse, Failure> {
         request.min_revision = self.seen.load(Ordering::Relaxed);
-        let answer: ListResponse = self.ask(request, None, async |channel, request| objects(channel).list(request).await).await?;
+        let answer: ListResponse =
+            self.ask(request, None, async |channel, request| objects(channel).list(request).await).await?;
         self.saw(answer.revision);
         Ok(answer)
     }
@@ -150,9 +152,11 @@ impl Servers {
         loop {
             // A server bounds its wait, and one attempt here is bounded: ask in steps.
             let step = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT / 2).min(self.limit / 2);
-            let request = WaitProgrammedRequest { revision, timeout_ms: u64::try_from(step.as_millis()).unwrap_or(u64::MAX) };
-            let answer: WaitProgrammedResponse =
-                self.ask(request, None, async |channel, request| cluster(channel).wait_programmed(request).await).await?;
+            let request =
+                WaitProgrammedRequest { revision, timeout_ms: u64::try_from(step.as_millis()).unwrap_or(u64::MAX) };
+            let answer: WaitProgrammedResponse = self
+                .ask(request, None, async |channel, request| cluster(channel).wait_programmed(request).await)
+                .await?;
             if answer.programmed || Instant::now() >= deadline {
                 return Ok(answer);
             }
@@ -227,7 +231,9 @@ impl Servers {
             let index = self.current.load(Ordering::Relaxed) % self.addresses.len().max(1);
             match self.attempt(index, deadline, async |channel| call(channel, request.clone()).await).await {
                 Attempt::Answer(answer) => return Ok(answer),
-                Attempt::Refused(status) => return Err(refused(&status, doubt.filter(|_| write.is_some()), write.as_ref())),
+                Attempt::Refused(status) => {
+                    return Err(refused(&status, doubt.filter(|_| write.is_some()), write.as_ref()));
+                }
                 Attempt::Again(said) => (trouble, reached) = (said, true),
                 // What a server said tells more than that another one is gone.
                 Attempt::Unreachable(said) if !reached => trouble = said,
@@ -256,13 +262,22 @@ impl Servers {
         }
     }
 
-    async fn attempt<A>(&self, index: usize, deadline: Instant, call: impl AsyncFn(Channel) -> Result<Response<A>, Status>) -> Attempt<A> {
+    async fn attempt<A>(
+        &self,
+        index: usize,
+        deadline: Instant,
+        call: impl AsyncFn(Channel) -> Result<Response<A>, Status>,
+    ) -> Attempt<A> {
         let address = self.addresses.get(index).map_or("", String::as_str);
         let left = deadline.saturating_duration_since(Instant::now());
         let channel = match timeout(left, self.channel(index)).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(said)) => return Attempt::Unreachable(said),
-            Err(_) => return Attempt::Unreachable(format!("Unable to connect to the server: {address} did not answer in time")),
+            Err(_) => {
+                return Attempt::Unreachable(format!(
+                    "Unable to connect to the server: {address} did not answer in time"
+                ));
+            }
         };
         let left = deadline.saturating_duration_since(Instant::now());
         let patience = if self.addresses.len() > 1 { left.min(ATTEMPT) } else { left };
@@ -271,7 +286,10 @@ impl Servers {
             Ok(Ok(response)) => return Attempt::Answer(response.into_inner()),
             Ok(Err(status)) => status,
             Err(_) => {
-                return Attempt::InDoubt(format!("Unable to get an answer: the server {address} did not answer within {:.1?}", patience));
+                return Attempt::InDoubt(format!(
+                    "Unable to get an answer: the server {address} did not answer within {:.1?}",
+                    patience
+                ));
             }
         };
         let problem = failure::problem(&status);
@@ -280,7 +298,10 @@ impl Servers {
             match status.code() {
                 Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded => {
                     self.forget(index).await;
-                    Attempt::InDoubt(format!("Unable to get an answer: the server {address} broke off ({})", told(&status)))
+                    Attempt::InDoubt(format!(
+                        "Unable to get an answer: the server {address} broke off ({})",
+                        told(&status)
+                    ))
                 }
                 _ => Attempt::Refused(status),
             }
@@ -343,9 +364,10 @@ fn cluster(channel: Channel) -> ClusterClient<Channel> {
 fn refused(status: &Status, doubt: Option<String>, write: Option<&RequestId>) -> Failure {
     let problem = failure::problem(status);
     match (doubt, write) {
-        (Some(said), Some(id)) if !matches!(problem.reason.as_str(), "Invalid" | "BadRequest") => {
-            Failure::Doubtful(Box::new(problem), unknown(&format!("an earlier attempt may still be executed ({said})"), id))
-        }
+        (Some(said), Some(id)) if !matches!(problem.reason.as_str(), "Invalid" | "BadRequest") => Failure::Doubtful(
+            Box::new(problem),
+            unknown(&format!("an earlier attempt may still be executed ({said})"), id),
+        ),
         _ => Failure::from_status(status),
     }
 }

@@ -171,8 +171,15 @@ mod tests {
 
     #[test]
     fn spans_are_typed_as_in_go() {
-        for (text, expect) in [("1s", 1.0), ("2h45m", 9900.0), ("1.5h", 5400.0), ("300ms", 0.3), ("0", 0.0), ("-1s", -1.0), ("+2m", 120.0)]
-        {
+        for (text, expect) in [
+            ("1s", 1.0),
+            ("2h45m", 9900.0),
+            ("1.5h", 5400.0),
+            ("300ms", 0.3),
+            ("0", 0.0),
+            ("-1s", -1.0),
+            ("+2m", 120.0),
+        ] {
             assert!((parse_seconds(text).unwrap() - expect).abs() < 1e-9, "{text}");
         }
         for (text, says) in [

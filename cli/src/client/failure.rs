@@ -198,9 +198,15 @@ mod tests {
     fn invalid_objects_read_as_kubectl_prints_them() {
         let one = refused(&[Invalid::required("spec.ports", "")]);
         assert_eq!(one.text(), "The Service \"web\" is invalid: spec.ports: Required value");
-        let two =
-            refused(&[Invalid::required("spec.ports", ""), Invalid::invalid("spec.type", "x", "bad"), Invalid::required("spec.ports", "")]);
-        assert_eq!(two.text(), "The Service \"web\" is invalid: \n* spec.ports: Required value\n* spec.type: Invalid value: \"x\": bad");
+        let two = refused(&[
+            Invalid::required("spec.ports", ""),
+            Invalid::invalid("spec.type", "x", "bad"),
+            Invalid::required("spec.ports", ""),
+        ]);
+        assert_eq!(
+            two.text(),
+            "The Service \"web\" is invalid: \n* spec.ports: Required value\n* spec.type: Invalid value: \"x\": bad"
+        );
         let listed = Failure::Many(vec![one.at_source("creating", "m.yaml"), Failure::local("more")]);
         assert_eq!(
             listed.text(),

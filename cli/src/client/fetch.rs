@@ -137,7 +137,9 @@ impl Session {
         let mut selected = Selected { objects: Vec::new(), failures: Vec::new() };
         for document in files.documents(verb)? {
             let found = match document.identify(self) {
-                Ok((resource, key)) => self.object(&key).await.map(|object| Shown { resource, value: manifest::render(&object) }),
+                Ok((resource, key)) => {
+                    self.object(&key).await.map(|object| Shown { resource, value: manifest::render(&object) })
+                }
                 Err(failure) => Err(failure),
             };
             match found {
@@ -158,10 +160,12 @@ impl Session {
         let mut beside = Beside::default();
         let services = wide && objects.iter().any(|object| object.resource.kind == Kind::Service);
         let nodes = objects.iter().any(|object| {
-            object.resource.kind == Kind::Node && (wide || text(&object.value, "/status/nodeInfo/kubeletVersion").is_empty())
+            object.resource.kind == Kind::Node
+                && (wide || text(&object.value, "/status/nodeInfo/kubeletVersion").is_empty())
         });
         if services {
-            let mut spaces: Vec<&str> = objects.iter().map(|object| text(&object.value, "/metadata/namespace")).collect();
+            let mut spaces: Vec<&str> =
+                objects.iter().map(|object| text(&object.value, "/metadata/namespace")).collect();
             spaces.sort_unstable();
             spaces.dedup();
             let namespace = if let [one] = spaces.as_slice() { (*one).to_owned() } else { String::new() };
@@ -189,11 +193,17 @@ pub fn render(resource: &'static Resource, object: &Object, filter: &Filter) -> 
     if resource.is_stored() {
         return Ok(vec![Shown { resource, value: manifest::render(object) }]);
     }
-    let bad = |problem: String| Failure::Server(Box::new(Problem { reason: "BadRequest".into(), message: problem, ..Problem::default() }));
-    let labels = LabelSelector::parse(&filter.labels).map_err(|problem| bad(format!("unable to parse requirement: {problem}")))?;
+    let bad = |problem: String| {
+        Failure::Server(Box::new(Problem { reason: "BadRequest".into(), message: problem, ..Problem::default() }))
+    };
+    let labels = LabelSelector::parse(&filter.labels)
+        .map_err(|problem| bad(format!("unable to parse requirement: {problem}")))?;
     let mut shown = Vec::new();
     for value in object.as_endpoints().map(manifest::render_slices).unwrap_or_default() {
-        let own = pairs(value.pointer("/metadata/labels")).into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let own = pairs(value.pointer("/metadata/labels"))
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
         if labels.matches(&own) && fields_match(&filter.fields, &value).map_err(bad)? {
             shown.push(Shown { resource, value });
         }
@@ -204,11 +214,12 @@ pub fn render(resource: &'static Resource, object: &Object, filter: &Filter) -> 
 /// A field selector on what every object has.
 fn fields_match(selector: &str, value: &Value) -> Result<bool, String> {
     for term in selector.split(',').filter(|term| !term.is_empty()) {
-        let (field, wanted, equal) = match (term.split_once("!="), term.split_once("==").or_else(|| term.split_once('='))) {
-            (Some((field, wanted)), _) => (field, wanted, false),
-            (None, Some((field, wanted))) => (field, wanted, true),
-            (None, None) => return Err(format!("invalid selector: {selector:?}; can't understand {term:?}")),
-        };
+        let (field, wanted, equal) =
+            match (term.split_once("!="), term.split_once("==").or_else(|| term.split_once('='))) {
+                (Some((field, wanted)), _) => (field, wanted, false),
+                (None, Some((field, wanted))) => (field, wanted, true),
+                (None, None) => return Err(format!("invalid selector: {selector:?}; can't understand {term:?}")),
+            };
         let pointer = match field {
             "metadata.name" => "/metadata/name",
             "metadata.namespace" => "/metadata/namespace",
@@ -231,7 +242,8 @@ pub fn missing(resource: &Resource, name: &str) -> Failure {
 /// An event of the recent past in the shape of a Kubernetes Event.
 pub fn event_manifest(event: &HistoryEvent) -> Value {
     let key = event.key.as_ref().map(Key::from_wire);
-    let (kind, namespace, name) = key.map_or(("", String::new(), String::new()), |key| (key.kind.title(), key.namespace, key.name));
+    let (kind, namespace, name) =
+        key.map_or(("", String::new(), String::new()), |key| (key.kind.title(), key.namespace, key.name));
     json!({
         "apiVersion": "v1",
         "kind": "Event",
@@ -277,6 +289,9 @@ mod tests {
         ] {
             assert!(count(labels, fields).unwrap_err().text().contains(says), "{labels} {fields}");
         }
-        assert_eq!(missing(&SLICES, "x").text(), "Error from server (NotFound): endpointslices.discovery.k8s.io \"x\" not found");
+        assert_eq!(
+            missing(&SLICES, "x").text(),
+            "Error from server (NotFound): endpointslices.discovery.k8s.io \"x\" not found"
+        );
     }
 }

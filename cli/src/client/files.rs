@@ -60,7 +60,9 @@ impl Files {
                 let before = documents.len();
                 let found = self.folder(path, 0, &mut documents)?;
                 if found == 0 && documents.len() == before {
-                    return Err(Failure::local(format!("error reading [{name}]: recognized file extensions are [.json .yaml .yml]")));
+                    return Err(Failure::local(format!(
+                        "error reading [{name}]: recognized file extensions are [.json .yaml .yml]"
+                    )));
                 }
             } else {
                 file(path, &mut documents)?;
@@ -79,7 +81,8 @@ impl Files {
             return Err(Failure::local(format!("{} is more than {DEEPEST} folders deep", path.display())));
         }
         let entries = std::fs::read_dir(path).map_err(unreadable)?;
-        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(unreadable)?;
+        let mut paths: Vec<PathBuf> =
+            entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(unreadable)?;
         paths.sort();
         let mut found = 0;
         for path in paths {
@@ -99,22 +102,28 @@ impl Files {
 
 fn file(path: &Path, documents: &mut Vec<Document>) -> Result<(), Failure> {
     let source = path.display().to_string();
-    let opened = std::fs::File::open(path).map_err(|error| Failure::local(format!("error reading {source}: {error}")))?;
+    let opened =
+        std::fs::File::open(path).map_err(|error| Failure::local(format!("error reading {source}: {error}")))?;
     parse(&read(opened, &source)?, &source, documents)
 }
 
 fn read(from: impl Read, source: &str) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     let most = MAX_DOCUMENT as u64 + 1;
-    from.take(most).read_to_end(&mut bytes).map_err(|error| Failure::local(format!("error reading {source}: {error}")))?;
+    from.take(most)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::local(format!("error reading {source}: {error}")))?;
     if bytes.len() > MAX_DOCUMENT {
-        return Err(Failure::local(format!("error reading {source}: it is larger than {MAX_DOCUMENT} bytes: split it into several files")));
+        return Err(Failure::local(format!(
+            "error reading {source}: it is larger than {MAX_DOCUMENT} bytes: split it into several files"
+        )));
     }
     String::from_utf8(bytes).map_err(|_| Failure::local(format!("error parsing {source}: it is not UTF-8 text")))
 }
 
 fn parse(text: &str, source: &str, documents: &mut Vec<Document>) -> Result<(), Failure> {
-    let parsed = manifest::documents(text).map_err(|error| Failure::local(format!("error parsing {source}: {error}")))?;
+    let parsed =
+        manifest::documents(text).map_err(|error| Failure::local(format!("error parsing {source}: {error}")))?;
     documents.extend(parsed.into_iter().map(|value| Document { value, source: source.to_owned() }));
     Ok(())
 }
@@ -142,7 +151,11 @@ impl Document {
                 self.source
             )));
         };
-        if resource.is_namespaced() && session.namespace_given && !namespace.is_empty() && namespace != session.namespace {
+        if resource.is_namespaced()
+            && session.namespace_given
+            && !namespace.is_empty()
+            && namespace != session.namespace
+        {
             return Err(Failure::local(format!(
                 "the namespace from the provided object {namespace:?} does not match the namespace {:?}. You must pass '--namespace={namespace}' to perform this operation.",
                 session.namespace
@@ -167,9 +180,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         std::fs::create_dir(root.join("deep")).unwrap();
-        for (name, text) in
-            [("b.yaml", "kind: B\n---\nkind: C\n"), ("a.json", "{\"kind\": \"A\"}"), ("skip.txt", "kind: X"), ("deep/d.yml", "kind: D")]
-        {
+        for (name, text) in [
+            ("b.yaml", "kind: B\n---\nkind: C\n"),
+            ("a.json", "{\"kind\": \"A\"}"),
+            ("skip.txt", "kind: X"),
+            ("deep/d.yml", "kind: D"),
+        ] {
             std::fs::write(root.join(name), text).unwrap();
         }
         let kinds = |recursive: bool| {
@@ -205,18 +221,25 @@ mod tests {
 
     #[test]
     fn a_document_is_identified_or_refused() {
-        let session = Session { servers: Servers::new(&[], Default::default()), namespace: "team".into(), namespace_given: true };
+        let session =
+            Session { servers: Servers::new(&[], Default::default()), namespace: "team".into(), namespace_given: true };
         let of = |value: Value| Document { value, source: "m.yaml".into() }.identify(&session);
-        let (resource, key) = of(serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}})).unwrap();
+        let (resource, key) =
+            of(serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}})).unwrap();
         assert_eq!((resource.plural, key.path().as_str()), ("services", "team/web"));
-        let (_, node) = of(serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "namespace": "odd"}})).unwrap();
+        let (_, node) =
+            of(serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "namespace": "odd"}}))
+                .unwrap();
         assert_eq!(node.path(), "n");
         for (value, says) in [
             (
                 serde_json::json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "w"}}),
                 "no matches for kind \"Deployment\" in version \"apps/v1\"",
             ),
-            (serde_json::json!({"apiVersion": "v2", "kind": "Service"}), "no matches for kind \"Service\" in version \"v2\""),
+            (
+                serde_json::json!({"apiVersion": "v2", "kind": "Service"}),
+                "no matches for kind \"Service\" in version \"v2\"",
+            ),
             (serde_json::json!({"kind": "Service"}), "Object 'apiVersion' is missing"),
             (serde_json::json!({"apiVersion": "v1"}), "Object 'kind' is missing"),
             (

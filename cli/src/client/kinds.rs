@@ -35,14 +35,28 @@ pub static NAMESPACES: Resource = Resource {
     in_all: false,
 };
 /// Nodes.
-pub static NODES: Resource =
-    Resource { plural: "nodes", singular: "node", short: "no", group: "", title: "Node", kind: Kind::Node, in_all: false };
+pub static NODES: Resource = Resource {
+    plural: "nodes",
+    singular: "node",
+    short: "no",
+    group: "",
+    title: "Node",
+    kind: Kind::Node,
+    in_all: false,
+};
 /// Pods.
 pub static PODS: Resource =
     Resource { plural: "pods", singular: "pod", short: "po", group: "", title: "Pod", kind: Kind::Pod, in_all: true };
 /// Services.
-pub static SERVICES: Resource =
-    Resource { plural: "services", singular: "service", short: "svc", group: "", title: "Service", kind: Kind::Service, in_all: true };
+pub static SERVICES: Resource = Resource {
+    plural: "services",
+    singular: "service",
+    short: "svc",
+    group: "",
+    title: "Service",
+    kind: Kind::Service,
+    in_all: true,
+};
 /// Endpoints, as v1 Endpoints.
 pub static ENDPOINTS: Resource = Resource {
     plural: "endpoints",
@@ -64,8 +78,15 @@ pub static SLICES: Resource = Resource {
     in_all: false,
 };
 /// Events, which no object stands behind.
-pub static EVENTS: Resource =
-    Resource { plural: "events", singular: "event", short: "ev", group: "", title: "Event", kind: Kind::Unspecified, in_all: false };
+pub static EVENTS: Resource = Resource {
+    plural: "events",
+    singular: "event",
+    short: "ev",
+    group: "",
+    title: "Event",
+    kind: Kind::Unspecified,
+    in_all: false,
+};
 
 /// Every resource type, in `api-resources`' order.
 pub static ALL: [&Resource; 7] = [&ENDPOINTS, &EVENTS, &NAMESPACES, &NODES, &PODS, &SERVICES, &SLICES];
@@ -138,7 +159,9 @@ impl Resource {
     pub fn must_be_stored(&'static self) -> Result<&'static Self, Failure> {
         match (self.is_stored(), self.kind) {
             (true, _) => Ok(self),
-            (false, Kind::Unspecified) => Err(Failure::local("events are read with `fairlead events` and can't be written")),
+            (false, Kind::Unspecified) => {
+                Err(Failure::local("events are read with `fairlead events` and can't be written"))
+            }
             (false, _) => Err(Failure::local("endpointslices are rendered from endpoints: write those")),
         }
     }
@@ -165,7 +188,10 @@ mod tests {
         ] {
             assert_eq!(Resource::parse(name).unwrap().plural, expect, "{name}");
         }
-        assert_eq!(Resource::parse("Deploy").unwrap_err().text(), "error: the server doesn't have a resource type \"Deploy\"");
+        assert_eq!(
+            Resource::parse("Deploy").unwrap_err().text(),
+            "error: the server doesn't have a resource type \"Deploy\""
+        );
         for kind in Kind::ALL {
             assert_eq!(Resource::of(kind).kind, kind);
             assert!(Resource::of(kind).must_be_stored().is_ok());

@@ -65,7 +65,8 @@ impl Format {
             _ => Err(Failure::local("custom-columns format specified but no custom columns given")),
         };
         let file = |path: String| {
-            std::fs::read_to_string(&path).map_err(|error| Failure::local(format!("error reading --template {path}, {error}")))
+            std::fs::read_to_string(&path)
+                .map_err(|error| Failure::local(format!("error reading --template {path}, {error}")))
         };
         match name {
             "" => Ok(Self::Table { wide: false }),
@@ -116,7 +117,9 @@ pub fn sorted(value: &Value) -> Value {
         Value::Object(map) => {
             let mut keys: Vec<&String> = map.keys().collect();
             keys.sort();
-            Value::Object(keys.into_iter().filter_map(|key| Some((key.clone(), sorted(map.get(key)?)))).collect::<Map<_, _>>())
+            Value::Object(
+                keys.into_iter().filter_map(|key| Some((key.clone(), sorted(map.get(key)?)))).collect::<Map<_, _>>(),
+            )
         }
         Value::Array(list) => Value::Array(list.iter().map(sorted).collect()),
         other => other.clone(),
@@ -142,7 +145,8 @@ pub fn json_text(value: &Value) -> Result<String, Failure> {
 /// Never, for a value.
 pub fn yaml(value: &Value) -> Result<String, Failure> {
     let options = serde_saphyr::ser_options! { compact_list_indent: true, folded_wrap_chars: usize::MAX };
-    let mut text = serde_saphyr::to_string_with_options(&sorted(value), options).map_err(|error| Failure::local(error.to_string()))?;
+    let mut text = serde_saphyr::to_string_with_options(&sorted(value), options)
+        .map_err(|error| Failure::local(error.to_string()))?;
     if !text.ends_with('\n') {
         text.push('\n');
     }
@@ -177,7 +181,8 @@ pub fn labels(map: Option<&Value>) -> String {
 /// A map of texts, sorted.
 pub fn pairs(map: Option<&Value>) -> Vec<(&str, &str)> {
     let map = map.and_then(Value::as_object);
-    let mut pairs: Vec<_> = map.into_iter().flatten().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default())).collect();
+    let mut pairs: Vec<_> =
+        map.into_iter().flatten().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default())).collect();
     pairs.sort_unstable();
     pairs
 }
@@ -220,7 +225,10 @@ mod tests {
             "apiVersion: v1\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata:\n    name: web\n  spec:\n    ports:\n    - name: \"80\"\n      port: 80\n    selector: {}\nkind: List\nmetadata:\n  resourceVersion: \"\"\n"
         );
         let slice = Shown { resource: &SLICES, value: shown("web-x").value };
-        assert_eq!(Format::Name.render(&[shown("web"), slice], false).unwrap(), "service/web\nendpointslice.discovery.k8s.io/web-x\n");
+        assert_eq!(
+            Format::Name.render(&[shown("web"), slice], false).unwrap(),
+            "service/web\nendpointslice.discovery.k8s.io/web-x\n"
+        );
     }
 
     #[test]

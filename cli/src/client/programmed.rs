@@ -44,7 +44,10 @@ pub fn laggard(node: &NodeProgress) -> String {
         format!("node {}{mode} is at revision {}, {} behind{error}", node.name, node.acknowledged, node.lag)
     } else {
         let silent = crate::client::duration::human(i64::try_from(node.silent_ms).unwrap_or(i64::MAX));
-        format!("node {}{mode} is silent for {silent} and may still run with the rules of revision {}{error}", node.name, node.acknowledged)
+        format!(
+            "node {}{mode} is silent for {silent} and may still run with the rules of revision {}{error}",
+            node.name, node.acknowledged
+        )
     }
 }
 
@@ -63,8 +66,12 @@ mod tests {
             silent_ms: 65_000,
             ..NodeProgress::default()
         };
-        let answer =
-            WaitProgrammedResponse { programmed: false, revision: 12, nodes: 3, laggards: vec![node("a", true), node("b", false)] };
+        let answer = WaitProgrammedResponse {
+            programmed: false,
+            revision: 12,
+            nodes: 3,
+            laggards: vec![node("a", true), node("b", false)],
+        };
         assert_eq!(
             verdict(&answer).unwrap_err(),
             "timed out waiting for revision 12 to be programmed (1 of 3 live nodes behind): node a (iptables) is at revision 10, 2 behind; node b (iptables) is silent for 65s and may still run with the rules of revision 10"

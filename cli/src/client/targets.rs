@@ -57,14 +57,22 @@ impl Targets {
 fn resources(kinds: &str) -> Result<Vec<&'static Resource>, Failure> {
     let mut found: Vec<&'static Resource> = Vec::new();
     for kind in kinds.split(',').filter(|kind| !kind.is_empty()) {
-        let more = if kind == "all" { ALL.into_iter().filter(|resource| resource.in_all).collect() } else { vec![Resource::parse(kind)?] };
+        let more = if kind == "all" {
+            ALL.into_iter().filter(|resource| resource.in_all).collect()
+        } else {
+            vec![Resource::parse(kind)?]
+        };
         for resource in more {
             if !found.contains(&resource) {
                 found.push(resource);
             }
         }
     }
-    if found.is_empty() { Err(Failure::local(format!("the server doesn't have a resource type {kinds:?}"))) } else { Ok(found) }
+    if found.is_empty() {
+        Err(Failure::local(format!("the server doesn't have a resource type {kinds:?}")))
+    } else {
+        Ok(found)
+    }
 }
 
 fn slashed_name(argument: &str) -> Result<(&'static Resource, String), Failure> {
@@ -100,7 +108,9 @@ mod tests {
         assert_eq!(named(&parse(&["svc", "a", "b"]).unwrap()), "service/a service/b ");
         assert_eq!(named(&parse(&["svc,po", "a"]).unwrap()), "service/a pod/a ");
         assert_eq!(named(&parse(&["svc/a", "pods/b"]).unwrap()), "service/a pod/b ");
-        let whole = |arguments: &[&str]| parse(arguments).unwrap().whole.iter().map(|resource| resource.short).collect::<Vec<_>>();
+        let whole = |arguments: &[&str]| {
+            parse(arguments).unwrap().whole.iter().map(|resource| resource.short).collect::<Vec<_>>()
+        };
         assert_eq!(whole(&["svc,ep,svc"]), ["svc", "ep"]);
         assert_eq!(whole(&["all"]), ["po", "svc"]);
         assert!(parse(&[]).unwrap().is_empty());

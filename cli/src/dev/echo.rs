@@ -48,5 +48,9 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     let read = stream.read(&mut request)?;
     let line = String::from_utf8_lossy(&request[..read]).lines().next().unwrap_or_default().to_owned();
     let body = format!("echo: {line} from {}\n", stream.peer_addr()?);
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }

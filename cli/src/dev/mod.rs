@@ -81,7 +81,8 @@ pub async fn main(_: &Global, args: DevArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let _telemetry = telemetry::start("warn")?;
     let data_dir = args.data_dir.clone().map_or_else(default_data_dir, Ok)?;
-    std::fs::create_dir_all(&data_dir).with_context(|| format!("can't make the data directory {}", data_dir.display()))?;
+    std::fs::create_dir_all(&data_dir)
+        .with_context(|| format!("can't make the data directory {}", data_dir.display()))?;
     let cancel = signals()?;
     let (started, ready) = oneshot::channel();
     let server = tokio::spawn(fairlead_server::run(server_config(&args, &data_dir)?, cancel.clone(), Some(started)));
@@ -99,7 +100,12 @@ pub async fn main(_: &Global, args: DevArgs) -> anyhow::Result<()> {
     ended.context("server")
 }
 
-async fn run(args: &DevArgs, data_dir: &Path, plane: &Plane, life: (Instant, &CancellationToken)) -> anyhow::Result<()> {
+async fn run(
+    args: &DevArgs,
+    data_dir: &Path,
+    plane: &Plane,
+    life: (Instant, &CancellationToken),
+) -> anyhow::Result<()> {
     let (begun, cancel) = life;
     let agent = tokio::spawn(fairlead_agent::run(agent_config(args, data_dir, plane), cancel.clone()));
     let config = data_dir.join("client.yaml");
@@ -108,7 +114,12 @@ async fn run(args: &DevArgs, data_dir: &Path, plane: &Plane, life: (Instant, &Ca
         () = cancel.cancelled() => return Ok(()),
         seeded = seed(args, plane) => seeded?,
     };
-    println!("ready in {:.2} s: data in {}, data plane {}", begun.elapsed().as_secs_f64(), data_dir.display(), describe(plane));
+    println!(
+        "ready in {:.2} s: data in {}, data plane {}",
+        begun.elapsed().as_secs_f64(),
+        data_dir.display(),
+        describe(plane)
+    );
     banner(args, plane, &config, vip.as_deref());
     tokio::select! {
         () = cancel.cancelled() => Ok(()),
@@ -125,7 +136,9 @@ fn banner(args: &DevArgs, plane: &Plane, config: &Path, vip: Option<&str>) {
     println!("  dig +short -p {} @{} echo.default.svc.cluster.local", args.listen_dns.port(), args.listen_dns.ip());
     match &plane.netns {
         Some(netns) => println!("  ip netns exec {} curl -s http://{vip}/", netns.name()),
-        None if plane.mode == Mode::DryRun => println!("  fairlead --config {} dataplane list -o rules", config.display()),
+        None if plane.mode == Mode::DryRun => {
+            println!("  fairlead --config {} dataplane list -o rules", config.display())
+        }
         None => println!("  curl -s http://{vip}/"),
     }
 }
@@ -152,7 +165,8 @@ async fn plane(args: &DevArgs) -> anyhow::Result<Plane> {
         return Ok(Plane { mode, netns: None, node_ip: loopback, echo });
     }
     anyhow::ensure!(root, "a network namespace of its own needs root: run as root, or with --mode dry-run");
-    let namespace = netns::Namespace::create(&format!("fairlead-dev-{}", std::process::id()), args.service_cidr).await?;
+    let namespace =
+        netns::Namespace::create(&format!("fairlead-dev-{}", std::process::id()), args.service_cidr).await?;
     let echo = SocketAddr::new(netns::POD_IP.into(), 8080);
     if !args.empty {
         echo::serve_in(&namespace.path(), echo)?;
@@ -253,7 +267,9 @@ async fn retry<T, F: Future<Output = Result<T, tonic::Status>>>(attempt: impl Fn
     loop {
         match attempt().await {
             Ok(done) => return Ok(done),
-            Err(status) if status.code() == tonic::Code::InvalidArgument || Instant::now() > deadline => return Err(status.into()),
+            Err(status) if status.code() == tonic::Code::InvalidArgument || Instant::now() > deadline => {
+                return Err(status.into());
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }

@@ -21,7 +21,9 @@ pub struct Namespace {
 impl Namespace {
     /// Makes it and gives loopback its addresses and the service range its route.
     pub async fn create(name: &str, service_cidr: IpNet) -> anyhow::Result<Self> {
-        NetworkNamespace::add(name.to_owned()).await.with_context(|| format!("can't make the network namespace {name}"))?;
+        NetworkNamespace::add(name.to_owned())
+            .await
+            .with_context(|| format!("can't make the network namespace {name}"))?;
         let namespace = Self { name: name.to_owned() };
         if let Err(error) = enter_and_configure(namespace.path(), service_cidr).await {
             namespace.remove().await;
@@ -65,7 +67,14 @@ async fn enter_and_configure(path: PathBuf, service_cidr: IpNet) -> anyhow::Resu
 async fn configure(service_cidr: IpNet) -> anyhow::Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
-    let lo = handle.link().get().match_name("lo".to_owned()).execute().try_next().await?.context("no loopback in the namespace")?;
+    let lo = handle
+        .link()
+        .get()
+        .match_name("lo".to_owned())
+        .execute()
+        .try_next()
+        .await?
+        .context("no loopback in the namespace")?;
     let index = lo.header.index;
     handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.context("loopback up")?;
     for ip in [NODE_IP, POD_IP] {

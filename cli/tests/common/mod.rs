@@ -1,4 +1,5 @@
 //! Starts the real binary as a user would, on loopback with free ports and in folders of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use serde_json::Value;
@@ -100,9 +101,13 @@ impl Cluster {
     pub fn server_command(&self, index: usize) -> Command {
         let [grpc, _, https, dns, metrics] = self.ports[index];
         let [_, peer, ..] = self.ports[index];
-        let members: Vec<_> = self.names.iter().zip(&self.ports).map(|(name, ports)| format!("{name}=127.0.0.1:{}", ports[1])).collect();
+        let members: Vec<_> =
+            self.names.iter().zip(&self.ports).map(|(name, ports)| format!("{name}=127.0.0.1:{}", ports[1])).collect();
         let mut command = Command::new(FAIRLEAD);
-        command.args(["--insecure", "server", "--name", &self.names[index]]).arg("--data-dir").arg(self.data_dir(index));
+        command
+            .args(["--insecure", "server", "--name", &self.names[index]])
+            .arg("--data-dir")
+            .arg(self.data_dir(index));
         command.args(["--initial-cluster", &members.join(",")]);
         for (face, port) in [("grpc", grpc), ("peer", peer), ("https", https), ("dns", dns), ("metrics", metrics)] {
             command.arg(format!("--listen-{face}")).arg(format!("127.0.0.1:{port}"));
@@ -216,7 +221,9 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
 
 /// A Service manifest.
 pub fn service(name: &str) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  selector:\n    app: {name}\n  ports:\n  - port: 80\n    targetPort: 8080\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  selector:\n    app: {name}\n  ports:\n  - port: 80\n    targetPort: 8080\n"
+    )
 }
 
 /// A file of a test.

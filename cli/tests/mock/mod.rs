@@ -100,7 +100,9 @@ impl Mock {
     async fn react(&self, reaction: Option<Reaction>) -> Result<(), Status> {
         match reaction.unwrap_or(Reaction::Answer) {
             Reaction::Answer => Ok(()),
-            Reaction::Refuse(code, problem) => Err(Status::with_details(code, "see the detail", problem.encode_to_vec().into())),
+            Reaction::Refuse(code, problem) => {
+                Err(Status::with_details(code, "see the detail", problem.encode_to_vec().into()))
+            }
             Reaction::BreakOff => Err(Status::new(Code::Unavailable, "connection reset")),
             Reaction::Hang => std::future::pending().await,
         }
@@ -138,7 +140,12 @@ impl Mock {
             }
         }
         shelf.objects.insert(object.key(), object.clone());
-        Ok(Response::new(ObjectResponse { object: Some(object), revision, effect: effect as i32, warnings: vec!["mind this".into()] }))
+        Ok(Response::new(ObjectResponse {
+            object: Some(object),
+            revision,
+            effect: effect as i32,
+            warnings: vec!["mind this".into()],
+        }))
     }
 
     async fn read(&self, floor: u64) -> Result<u64, Status> {
@@ -199,10 +206,9 @@ impl Objects for Mock {
         let request = request.into_inner();
         let revision = self.read(request.min_revision).await?;
         let mut shelf = self.shelf.lock().unwrap();
-        let all = shelf
-            .objects
-            .iter()
-            .filter(|(key, _)| key.kind == request.kind() && (request.namespace.is_empty() || key.namespace == request.namespace));
+        let all = shelf.objects.iter().filter(|(key, _)| {
+            key.kind == request.kind() && (request.namespace.is_empty() || key.namespace == request.namespace)
+        });
         let skipped: usize = request.continue_token.parse().unwrap_or(0);
         let all: Vec<Object> = all.skip(skipped).map(|(_, object)| object.clone()).collect();
         let page = if request.limit == 0 { all.len() } else { all.len().min(request.limit as usize) };
@@ -237,7 +243,10 @@ impl cluster_server::Cluster for Mock {
         Ok(Response::new(self.shelf.lock().unwrap().status.clone()))
     }
 
-    async fn wait_programmed(&self, _: Request<WaitProgrammedRequest>) -> Result<Response<WaitProgrammedResponse>, Status> {
+    async fn wait_programmed(
+        &self,
+        _: Request<WaitProgrammedRequest>,
+    ) -> Result<Response<WaitProgrammedResponse>, Status> {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         Ok(Response::new(self.shelf.lock().unwrap().programmed.clone()))
     }
@@ -252,8 +261,12 @@ impl cluster_server::Cluster for Mock {
 }
 
 fn not_found(key: &Key) -> Status {
-    let problem =
-        Problem { reason: "NotFound".into(), message: format!("{key} not found"), key: Some(key.to_wire()), ..Problem::default() };
+    let problem = Problem {
+        reason: "NotFound".into(),
+        message: format!("{key} not found"),
+        key: Some(key.to_wire()),
+        ..Problem::default()
+    };
     Status::with_details(Code::NotFound, "see the detail", problem.encode_to_vec().into())
 }
 
@@ -284,7 +297,8 @@ pub async fn run(args: Vec<String>, stdin: String) -> Ran {
         for name in ["FAIRLEAD_CONFIG", "FAIRLEAD_SERVER", "FAIRLEAD_INSECURE"] {
             command.env_remove(name);
         }
-        let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
         let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -20,7 +20,11 @@ pub fn validate(record: &Endpoints, problems: &mut Vec<Invalid>) {
         ip::check_endpoint(&format!("{field}.ip"), &endpoint.address, problems);
         if !endpoint.hostname.is_empty() {
             let found = names::label_problems(&endpoint.hostname);
-            problems.extend(found.into_iter().map(|problem| Invalid::invalid(format!("{field}.hostname"), &endpoint.hostname, &problem)));
+            problems.extend(
+                found
+                    .into_iter()
+                    .map(|problem| Invalid::invalid(format!("{field}.hostname"), &endpoint.hostname, &problem)),
+            );
         }
         ports(endpoint, problems);
     }
@@ -30,7 +34,11 @@ fn ports(endpoint: &crate::v1::Endpoint, problems: &mut Vec<Invalid>) {
     for (index, port) in endpoint.ports.iter().enumerate() {
         let field = format!("subsets[0].ports[{index}]");
         if !(1..=65_535).contains(&port.port) {
-            problems.push(Invalid::invalid(format!("{field}.port"), port.port, "must be between 1 and 65535, inclusive"));
+            problems.push(Invalid::invalid(
+                format!("{field}.port"),
+                port.port,
+                "must be between 1 and 65535, inclusive",
+            ));
         }
         if !["TCP", "UDP", "SCTP"].contains(&port.protocol.as_str()) {
             problems.push(Invalid::not_supported(format!("{field}.protocol"), &port.protocol, &["SCTP", "TCP", "UDP"]));
@@ -39,7 +47,9 @@ fn ports(endpoint: &crate::v1::Endpoint, problems: &mut Vec<Invalid>) {
             problems.push(Invalid::required(format!("{field}.name"), ""));
         } else if !port.name.is_empty() {
             let found = names::label_problems(&port.name);
-            problems.extend(found.into_iter().map(|problem| Invalid::invalid(format!("{field}.name"), &port.name, &problem)));
+            problems.extend(
+                found.into_iter().map(|problem| Invalid::invalid(format!("{field}.name"), &port.name, &problem)),
+            );
         }
     }
 }

@@ -20,14 +20,20 @@ pub fn validate(object: &Object, problems: &mut Vec<Invalid>) {
         let detail = if metadata.generate_name.is_empty() { "name or generateName is required" } else { "" };
         problems.push(Invalid::required("metadata.name", detail));
     } else {
-        problems.extend(name_problems(&metadata.name).into_iter().map(|problem| Invalid::invalid("metadata.name", &metadata.name, &problem)));
+        problems.extend(
+            name_problems(&metadata.name)
+                .into_iter()
+                .map(|problem| Invalid::invalid("metadata.name", &metadata.name, &problem)),
+        );
     }
     if kind.is_namespaced() {
         if metadata.namespace.is_empty() {
             problems.push(Invalid::required("metadata.namespace", ""));
         } else {
             let found = names::label_problems(&metadata.namespace);
-            problems.extend(found.into_iter().map(|problem| Invalid::invalid("metadata.namespace", &metadata.namespace, &problem)));
+            problems.extend(
+                found.into_iter().map(|problem| Invalid::invalid("metadata.namespace", &metadata.namespace, &problem)),
+            );
         }
     } else if !metadata.namespace.is_empty() {
         problems.push(Invalid::forbidden("metadata.namespace", "not allowed on this type"));
@@ -40,9 +46,15 @@ pub fn validate(object: &Object, problems: &mut Vec<Invalid>) {
         }
     }
     for (index, owner) in metadata.owner_references.iter().enumerate() {
-        for (field, value) in [("apiVersion", &owner.api_version), ("kind", &owner.kind), ("name", &owner.name), ("uid", &owner.uid)] {
+        for (field, value) in
+            [("apiVersion", &owner.api_version), ("kind", &owner.kind), ("name", &owner.name), ("uid", &owner.uid)]
+        {
             if value.is_empty() {
-                problems.push(Invalid::invalid(format!("metadata.ownerReferences[{index}].{field}"), value, "must not be empty"));
+                problems.push(Invalid::invalid(
+                    format!("metadata.ownerReferences[{index}].{field}"),
+                    value,
+                    "must not be empty",
+                ));
             }
         }
     }
@@ -51,7 +63,9 @@ pub fn validate(object: &Object, problems: &mut Vec<Invalid>) {
 /// Checks keys and values of labels (or of a selector).
 pub fn labels(field: &str, labels: &BTreeMap<String, String>, problems: &mut Vec<Invalid>) {
     for (key, value) in labels {
-        problems.extend(names::qualified_name_problems(key).into_iter().map(|problem| Invalid::invalid(field, key, &problem)));
+        problems.extend(
+            names::qualified_name_problems(key).into_iter().map(|problem| Invalid::invalid(field, key, &problem)),
+        );
         problems.extend(names::label_value_problem(value).map(|problem| Invalid::invalid(field, value, &problem)));
     }
 }

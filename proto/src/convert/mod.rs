@@ -15,7 +15,9 @@ mod service;
 mod service_update;
 
 pub use ip::parse_ip;
-pub use names::{is_dns1123_label, is_dns1123_subdomain, label_value_problem, port_name_problems, qualified_name_problems};
+pub use names::{
+    is_dns1123_label, is_dns1123_subdomain, label_value_problem, port_name_problems, qualified_name_problems,
+};
 
 use crate::model::Invalid;
 use crate::v1::{Object, object};
@@ -51,9 +53,13 @@ pub fn validate_create(object: &Object) -> Vec<Invalid> {
 pub fn validate_update(new: &Object, old: &Object) -> Vec<Invalid> {
     let mut problems = validate_create(new);
     match (&new.kind, &old.kind) {
-        (Some(object::Kind::Service(new)), Some(object::Kind::Service(old))) => service_update::validate(new, old, &mut problems),
+        (Some(object::Kind::Service(new)), Some(object::Kind::Service(old))) => {
+            service_update::validate(new, old, &mut problems)
+        }
         (Some(object::Kind::Pod(new)), Some(object::Kind::Pod(old))) => pod::validate_update(new, old, &mut problems),
-        (Some(object::Kind::Node(new)), Some(object::Kind::Node(old))) => node::validate_update(new, old, &mut problems),
+        (Some(object::Kind::Node(new)), Some(object::Kind::Node(old))) => {
+            node::validate_update(new, old, &mut problems)
+        }
         _ => {}
     }
     problems

@@ -75,7 +75,9 @@ pub fn qualified_name_problems(text: &str) -> Vec<String> {
             name
         }
         (Some(_), Some(_)) => {
-            return vec![format!("a qualified name {QUALIFIED} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
+            return vec![format!(
+                "a qualified name {QUALIFIED} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+            )];
         }
     };
     if name.is_empty() {

@@ -31,6 +31,7 @@ pub fn validate(node: &Node, problems: &mut Vec<Invalid>) {
 pub fn validate_update(new: &Node, old: &Node, problems: &mut Vec<Invalid>) {
     let cidrs = |node: &Node| node.spec.clone().unwrap_or_default().pod_cidrs;
     if !cidrs(old).is_empty() && cidrs(old) != cidrs(new) {
-        problems.push(Invalid::forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"));
+        problems
+            .push(Invalid::forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"));
     }
 }

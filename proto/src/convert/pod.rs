@@ -46,12 +46,17 @@ pub fn validate(pod: &Pod, problems: &mut Vec<Invalid>) {
     }
     for (field, name) in [("spec.hostname", &spec.hostname), ("spec.subdomain", &spec.subdomain)] {
         if !name.is_empty() {
-            problems.extend(names::label_problems(name).into_iter().map(|problem| Invalid::invalid(field, name, &problem)));
+            problems
+                .extend(names::label_problems(name).into_iter().map(|problem| Invalid::invalid(field, name, &problem)));
         }
     }
     if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
         let seconds = spec.termination_grace_period_seconds.unwrap_or_default();
-        problems.push(Invalid::invalid("spec.terminationGracePeriodSeconds", seconds, "must be greater than or equal to 0"));
+        problems.push(Invalid::invalid(
+            "spec.terminationGracePeriodSeconds",
+            seconds,
+            "must be greater than or equal to 0",
+        ));
     }
     if spec.containers.is_empty() {
         problems.push(Invalid::required("spec.containers", ""));
@@ -85,7 +90,8 @@ fn validate_container(field: &str, container: &Container, seen: &mut BTreeSet<St
     if let Some(readiness) = &container.readiness_probe {
         let field = format!("{field}.readinessProbe");
         if container.restart_policy != "Always" && field.contains("initContainers") {
-            problems.push(Invalid::forbidden(&field, "may not be set for init containers without restartPolicy=Always"));
+            problems
+                .push(Invalid::forbidden(&field, "may not be set for init containers without restartPolicy=Always"));
         }
         probe::validate(&field, readiness, problems);
     }

@@ -39,7 +39,11 @@ pub fn validate(field: &str, probe: &Probe, problems: &mut Vec<Invalid>) {
         [] => problems.push(Invalid::required(field, "must specify a handler type")),
         [_] => {}
         [_, more @ ..] => {
-            problems.extend(more.iter().map(|name| Invalid::forbidden(format!("{field}.{name}"), "may not specify more than 1 handler type")));
+            problems.extend(
+                more.iter().map(|name| {
+                    Invalid::forbidden(format!("{field}.{name}"), "may not specify more than 1 handler type")
+                }),
+            );
         }
     }
     for (name, number) in [
@@ -72,7 +76,11 @@ fn handler(field: &str, probe: &Probe, problems: &mut Vec<Invalid>) {
     if let Some(grpc) = &probe.grpc
         && !(1..=65_535).contains(&grpc.port)
     {
-        problems.push(Invalid::invalid(format!("{field}.grpc.port"), grpc.port, "must be between 1 and 65535, inclusive"));
+        problems.push(Invalid::invalid(
+            format!("{field}.grpc.port"),
+            grpc.port,
+            "must be between 1 and 65535, inclusive",
+        ));
     }
     if let Some(exec) = &probe.exec
         && exec.command.is_empty()
@@ -85,9 +93,13 @@ fn handler(field: &str, probe: &Probe, problems: &mut Vec<Invalid>) {
 pub fn port(field: &str, port: Option<&IntOrString>, problems: &mut Vec<Invalid>) {
     match port.and_then(|port| port.value.as_ref()) {
         Some(int_or_string::Value::Int(number)) if (1..=65_535).contains(number) => {}
-        Some(int_or_string::Value::Int(number)) => problems.push(Invalid::invalid(field, *number, "must be between 1 and 65535, inclusive")),
+        Some(int_or_string::Value::Int(number)) => {
+            problems.push(Invalid::invalid(field, *number, "must be between 1 and 65535, inclusive"))
+        }
         Some(int_or_string::Value::Str(name)) => {
-            problems.extend(names::port_name_problems(name).into_iter().map(|problem| Invalid::invalid(field, name, problem)));
+            problems.extend(
+                names::port_name_problems(name).into_iter().map(|problem| Invalid::invalid(field, name, problem)),
+            );
         }
         None => problems.push(Invalid::required(field, "")),
     }

@@ -48,7 +48,8 @@ pub fn default(service: &mut Service) {
     if spec.r#type == "LoadBalancer" {
         spec.allocate_load_balancer_node_ports.get_or_insert(true);
     }
-    let ingress = service.status.iter_mut().flat_map(|status| &mut status.load_balancer).flat_map(|status| &mut status.ingress);
+    let ingress =
+        service.status.iter_mut().flat_map(|status| &mut status.load_balancer).flat_map(|status| &mut status.ingress);
     for one in ingress.filter(|one| !one.ip.is_empty()) {
         one.ip_mode.get_or_insert_with(|| "VIP".into());
     }
@@ -56,7 +57,9 @@ pub fn default(service: &mut Service) {
 
 /// True if traffic from outside the cluster may come in by it.
 pub fn externally_accessible(spec: &ServiceSpec) -> bool {
-    spec.r#type == "LoadBalancer" || spec.r#type == "NodePort" || (spec.r#type == "ClusterIP" && !spec.external_ips.is_empty())
+    spec.r#type == "LoadBalancer"
+        || spec.r#type == "NodePort"
+        || (spec.r#type == "ClusterIP" && !spec.external_ips.is_empty())
 }
 
 /// Checks a service.
@@ -81,7 +84,9 @@ pub fn validate(service: &Service, problems: &mut Vec<Invalid>) {
         }
         if !one.hostname.is_empty() {
             let found = names::subdomain_problems(&one.hostname);
-            problems.extend(found.into_iter().map(|problem| Invalid::invalid(format!("{field}.hostname"), &one.hostname, &problem)));
+            problems.extend(
+                found.into_iter().map(|problem| Invalid::invalid(format!("{field}.hostname"), &one.hostname, &problem)),
+            );
         }
     }
 }
@@ -113,7 +118,11 @@ fn validate_type(spec: &ServiceSpec, problems: &mut Vec<Invalid>) {
                 problems.extend(found.into_iter().map(|problem| Invalid::invalid("spec.externalName", name, &problem)));
             }
         }
-        other => problems.push(Invalid::not_supported("spec.type", other, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"])),
+        other => problems.push(Invalid::not_supported(
+            "spec.type",
+            other,
+            &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+        )),
     }
 }
 
@@ -148,7 +157,8 @@ fn validate_port(field: &str, of: (&ServicePort, &ServiceSpec), problems: &mut V
         }
     } else {
         let found = names::label_problems(&port.name);
-        problems.extend(found.into_iter().map(|problem| Invalid::invalid(format!("{field}.name"), &port.name, &problem)));
+        problems
+            .extend(found.into_iter().map(|problem| Invalid::invalid(format!("{field}.name"), &port.name, &problem)));
     }
     if !(1..=65_535).contains(&port.port) {
         problems.push(Invalid::invalid(format!("{field}.port"), port.port, RANGE));
@@ -157,19 +167,24 @@ fn validate_port(field: &str, of: (&ServicePort, &ServiceSpec), problems: &mut V
         problems.push(Invalid::not_supported(format!("{field}.protocol"), &port.protocol, &["SCTP", "TCP", "UDP"]));
     }
     // A target port that only repeats a wrong port is one problem, not two.
-    let repeats = port.target_port.as_ref().and_then(|target| target.value.as_ref()) == Some(&int_or_string::Value::Int(port.port));
+    let repeats = port.target_port.as_ref().and_then(|target| target.value.as_ref())
+        == Some(&int_or_string::Value::Int(port.port));
     if !repeats {
         probe::port(&format!("{field}.targetPort"), port.target_port.as_ref(), problems);
     }
     if let Some(protocol) = &port.app_protocol {
         let found = names::qualified_name_problems(protocol);
-        problems.extend(found.into_iter().map(|problem| Invalid::invalid(format!("{field}.appProtocol"), protocol, &problem)));
+        problems.extend(
+            found.into_iter().map(|problem| Invalid::invalid(format!("{field}.appProtocol"), protocol, &problem)),
+        );
     }
     if port.node_port != 0 {
         if spec.r#type == "ClusterIP" {
-            problems.push(Invalid::forbidden(format!("{field}.nodePort"), "may not be used when `type` is 'ClusterIP'"));
+            problems
+                .push(Invalid::forbidden(format!("{field}.nodePort"), "may not be used when `type` is 'ClusterIP'"));
         } else if spec.r#type == "ExternalName" {
-            problems.push(Invalid::forbidden(format!("{field}.nodePort"), "may not be used when `type` is 'ExternalName'"));
+            problems
+                .push(Invalid::forbidden(format!("{field}.nodePort"), "may not be used when `type` is 'ExternalName'"));
         } else if !(1..=65_535).contains(&port.node_port) {
             problems.push(Invalid::invalid(format!("{field}.nodePort"), port.node_port, RANGE));
         }
@@ -206,9 +221,14 @@ fn validate_cluster_ips(spec: &ServiceSpec, problems: &mut Vec<Invalid>) {
         return;
     }
     if !spec.cluster_ip.is_empty() && spec.cluster_ips.first().is_some_and(|first| *first != spec.cluster_ip) {
-        problems.push(Invalid::invalid("spec.clusterIP", &spec.cluster_ip, "must be the same as the first value in clusterIPs"));
+        problems.push(Invalid::invalid(
+            "spec.clusterIP",
+            &spec.cluster_ip,
+            "must be the same as the first value in clusterIPs",
+        ));
     }
-    let ips: Vec<&String> = if spec.cluster_ips.is_empty() { [&spec.cluster_ip].into() } else { spec.cluster_ips.iter().collect() };
+    let ips: Vec<&String> =
+        if spec.cluster_ips.is_empty() { [&spec.cluster_ip].into() } else { spec.cluster_ips.iter().collect() };
     if ips.len() > 2 {
         problems.push(Invalid::invalid("spec.clusterIPs", shown(&spec.cluster_ips), "may only hold up to 2 values"));
     }
@@ -217,12 +237,20 @@ fn validate_cluster_ips(spec: &ServiceSpec, problems: &mut Vec<Invalid>) {
         let field = format!("spec.clusterIPs[{index}]");
         if address == "None" {
             if index > 0 || spec.cluster_ips.len() > 1 {
-                problems.push(Invalid::invalid("spec.clusterIPs", shown(&spec.cluster_ips), "'None' must be the first and only value"));
+                problems.push(Invalid::invalid(
+                    "spec.clusterIPs",
+                    shown(&spec.cluster_ips),
+                    "'None' must be the first and only value",
+                ));
             }
         } else if let Some(address) = ip::check(&field, address, problems)
             && !families.insert(address.is_ipv6())
         {
-            problems.push(Invalid::invalid("spec.clusterIPs", shown(&spec.cluster_ips), "may specify no more than one IP for each IP family"));
+            problems.push(Invalid::invalid(
+                "spec.clusterIPs",
+                shown(&spec.cluster_ips),
+                "may specify no more than one IP for each IP family",
+            ));
         }
     }
 }
@@ -303,7 +331,8 @@ fn validate_load_balancer(spec: &ServiceSpec, problems: &mut Vec<Invalid>) {
     if let Some(class) = &spec.load_balancer_class {
         if balancer {
             let found = names::qualified_name_problems(class);
-            problems.extend(found.into_iter().map(|problem| Invalid::invalid("spec.loadBalancerClass", class, &problem)));
+            problems
+                .extend(found.into_iter().map(|problem| Invalid::invalid("spec.loadBalancerClass", class, &problem)));
         } else {
             problems.push(Invalid::forbidden("spec.loadBalancerClass", ONLY));
         }
@@ -322,7 +351,8 @@ pub fn warnings(service: &Service) -> Vec<String> {
             warnings.push("spec.SessionAffinity is ignored for headless services".to_owned());
         }
     } else if !spec.external_ips.is_empty() {
-        warnings.push("spec.externalIPs is deprecated: it lets any tenant claim any address (CVE-2020-8554)".to_owned());
+        warnings
+            .push("spec.externalIPs is deprecated: it lets any tenant claim any address (CVE-2020-8554)".to_owned());
     }
     if spec.r#type != "ExternalName" && !spec.external_name.is_empty() {
         warnings.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());

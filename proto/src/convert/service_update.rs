@@ -23,7 +23,11 @@ pub fn validate(new: &Service, old: &Service, problems: &mut Vec<Invalid>) {
 
 fn cluster_ips(new: &ServiceSpec, old: &ServiceSpec, problems: &mut Vec<Invalid>) {
     let addresses = |spec: &ServiceSpec| {
-        if spec.cluster_ips.is_empty() && !spec.cluster_ip.is_empty() { vec![spec.cluster_ip.clone()] } else { spec.cluster_ips.clone() }
+        if spec.cluster_ips.is_empty() && !spec.cluster_ip.is_empty() {
+            vec![spec.cluster_ip.clone()]
+        } else {
+            spec.cluster_ips.clone()
+        }
     };
     let (new_ips, old_ips) = (addresses(new), addresses(old));
     let (Some(first), Some(old_first)) = (new_ips.first(), old_ips.first()) else { return };

@@ -39,31 +39,92 @@ fn good_services_have_no_problem() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn bad_services_have_kubernetes_problems() {
     let table = [
         (json!({}), "spec.ports: Required value"),
-        (json!({"ports": [{"port": 0}]}), "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive"),
+        (
+            json!({"ports": [{"port": 0}]}),
+            "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+        ),
         (json!({"ports": [{"port": 1}, {"port": 2, "name": "b"}]}), "spec.ports[0].name: Required value"),
-        (json!({"ports": [{"port": 1, "name": "a"}, {"port": 2, "name": "a"}]}), "spec.ports[1].name: Duplicate value: \"a\""),
-        (json!({"ports": [{"port": 1, "name": "a"}, {"port": 1, "name": "b"}]}), "spec.ports[1]: Duplicate value: {\"protocol\":\"TCP\",\"port\":1}"),
-        (json!({"ports": [{"port": 1, "protocol": "ICMP"}]}), "spec.ports[0].protocol: Unsupported value: \"ICMP\": supported values: \"SCTP\", \"TCP\", \"UDP\""),
-        (json!({"ports": [{"port": 1, "targetPort": "a_b"}]}), "spec.ports[0].targetPort: Invalid value: \"a_b\": must contain only alphanumeric characters (a-z, 0-9), and hyphens (-)"),
-        (json!({"ports": [{"port": 1, "nodePort": 30000}]}), "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"),
-        (json!({"type": "Wrong", "ports": [{"port": 1}]}), "spec.type: Unsupported value: \"Wrong\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\""),
-        (json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 1}]}), "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services"),
+        (
+            json!({"ports": [{"port": 1, "name": "a"}, {"port": 2, "name": "a"}]}),
+            "spec.ports[1].name: Duplicate value: \"a\"",
+        ),
+        (
+            json!({"ports": [{"port": 1, "name": "a"}, {"port": 1, "name": "b"}]}),
+            "spec.ports[1]: Duplicate value: {\"protocol\":\"TCP\",\"port\":1}",
+        ),
+        (
+            json!({"ports": [{"port": 1, "protocol": "ICMP"}]}),
+            "spec.ports[0].protocol: Unsupported value: \"ICMP\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
+        ),
+        (
+            json!({"ports": [{"port": 1, "targetPort": "a_b"}]}),
+            "spec.ports[0].targetPort: Invalid value: \"a_b\": must contain only alphanumeric characters (a-z, 0-9), and hyphens (-)",
+        ),
+        (
+            json!({"ports": [{"port": 1, "nodePort": 30000}]}),
+            "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
+        ),
+        (
+            json!({"type": "Wrong", "ports": [{"port": 1}]}),
+            "spec.type: Unsupported value: \"Wrong\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+        ),
+        (
+            json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 1}]}),
+            "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services",
+        ),
         (json!({"type": "ExternalName"}), "spec.externalName: Required value"),
-        (json!({"type": "ExternalName", "externalName": "x", "clusterIP": "10.96.0.1"}), "spec.clusterIPs: Forbidden: may not be set for ExternalName services"),
-        (json!({"clusterIP": "10.96.0.01", "ports": [{"port": 1}]}), "spec.clusterIPs[0]: Invalid value: \"10.96.0.01\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
-        (json!({"sessionAffinity": "x", "ports": [{"port": 1}]}), "spec.sessionAffinity: Unsupported value: \"x\": supported values: \"ClientIP\", \"None\""),
-        (json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}, "ports": [{"port": 1}]}), "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400"),
-        (json!({"externalIPs": ["127.0.0.1"], "ports": [{"port": 1}]}), "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)"),
-        (json!({"externalTrafficPolicy": "Local", "ports": [{"port": 1}]}), "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services"),
-        (json!({"healthCheckNodePort": 30000, "ports": [{"port": 1}]}), "spec.healthCheckNodePort: Invalid value: 30000: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"),
-        (json!({"internalTrafficPolicy": "x", "ports": [{"port": 1}]}), "spec.internalTrafficPolicy: Unsupported value: \"x\": supported values: \"Cluster\", \"Local\""),
-        (json!({"trafficDistribution": "x", "ports": [{"port": 1}]}), "spec.trafficDistribution: Unsupported value: \"x\": supported values: \"PreferClose\", \"PreferSameNode\", \"PreferSameZone\""),
-        (json!({"loadBalancerSourceRanges": ["x"], "ports": [{"port": 1}]}), "spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'"),
-        (json!({"selector": {"a b": "c"}, "ports": [{"port": 1}]}), "spec.selector: Invalid value: \"a b\": name part must consist of alphanumeric characters"),
-        (json!({"ipFamilies": ["IPv4", "IPv4"], "ports": [{"port": 1}]}), "spec.ipFamilies[1]: Duplicate value: \"IPv4\""),
+        (
+            json!({"type": "ExternalName", "externalName": "x", "clusterIP": "10.96.0.1"}),
+            "spec.clusterIPs: Forbidden: may not be set for ExternalName services",
+        ),
+        (
+            json!({"clusterIP": "10.96.0.01", "ports": [{"port": 1}]}),
+            "spec.clusterIPs[0]: Invalid value: \"10.96.0.01\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ),
+        (
+            json!({"sessionAffinity": "x", "ports": [{"port": 1}]}),
+            "spec.sessionAffinity: Unsupported value: \"x\": supported values: \"ClientIP\", \"None\"",
+        ),
+        (
+            json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}, "ports": [{"port": 1}]}),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400",
+        ),
+        (
+            json!({"externalIPs": ["127.0.0.1"], "ports": [{"port": 1}]}),
+            "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        ),
+        (
+            json!({"externalTrafficPolicy": "Local", "ports": [{"port": 1}]}),
+            "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services",
+        ),
+        (
+            json!({"healthCheckNodePort": 30000, "ports": [{"port": 1}]}),
+            "spec.healthCheckNodePort: Invalid value: 30000: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ),
+        (
+            json!({"internalTrafficPolicy": "x", "ports": [{"port": 1}]}),
+            "spec.internalTrafficPolicy: Unsupported value: \"x\": supported values: \"Cluster\", \"Local\"",
+        ),
+        (
+            json!({"trafficDistribution": "x", "ports": [{"port": 1}]}),
+            "spec.trafficDistribution: Unsupported value: \"x\": supported values: \"PreferClose\", \"PreferSameNode\", \"PreferSameZone\"",
+        ),
+        (
+            json!({"loadBalancerSourceRanges": ["x"], "ports": [{"port": 1}]}),
+            "spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ),
+        (
+            json!({"selector": {"a b": "c"}, "ports": [{"port": 1}]}),
+            "spec.selector: Invalid value: \"a b\": name part must consist of alphanumeric characters",
+        ),
+        (
+            json!({"ipFamilies": ["IPv4", "IPv4"], "ports": [{"port": 1}]}),
+            "spec.ipFamilies[1]: Duplicate value: \"IPv4\"",
+        ),
     ];
     for (spec, expected) in table {
         let found = problems(&service(&spec));
@@ -80,7 +141,15 @@ fn all_problems_come_at_once() {
 
 #[test]
 fn names_are_labels_that_may_start_with_a_digit() {
-    for (name, good) in [("web", true), ("1web", true), ("a-b", true), ("-a", false), ("a.b", false), ("A", false), (&*"x".repeat(64), false)] {
+    for (name, good) in [
+        ("web", true),
+        ("1web", true),
+        ("a-b", true),
+        ("-a", false),
+        ("a.b", false),
+        ("A", false),
+        (&*"x".repeat(64), false),
+    ] {
         let mut value = service(&json!({"ports": [{"port": 80}]}));
         value["metadata"]["name"] = name.into();
         assert_eq!(problems(&value).is_empty(), good, "{name}");
@@ -89,7 +158,8 @@ fn names_are_labels_that_may_start_with_a_digit() {
 
 #[test]
 fn what_may_not_change_may_not() {
-    let old = object(&service(&json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80}]})));
+    let old =
+        object(&service(&json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80}]})));
     let update = |spec: Value| {
         let new = object(&service(&spec));
         validate_update(&new, &old).iter().map(ToString::to_string).collect::<Vec<_>>()
@@ -107,11 +177,26 @@ fn pods_have_kubernetes_problems() {
     let table = [
         (json!({}), "spec.containers: Required value"),
         (json!({"containers": [{"name": "a"}]}), "spec.containers[0].image: Required value"),
-        (json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}), "spec.containers[1].name: Duplicate value: \"a\""),
-        (json!({"containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 70000}]}]}), "spec.containers[0].ports[0].containerPort: Invalid value: 70000"),
-        (json!({"containers": [{"name": "a", "image": "i", "readinessProbe": {}}]}), "spec.containers[0].readinessProbe: Required value: must specify a handler type"),
-        (json!({"containers": [{"name": "a", "image": "i", "readinessProbe": {"httpGet": {"port": 1}, "tcpSocket": {"port": 1}}}]}), "spec.containers[0].readinessProbe.tcpSocket: Forbidden: may not specify more than 1 handler type"),
-        (json!({"hostNetwork": true, "containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 80, "hostPort": 81}]}]}), "spec.containers[0].ports[0].hostPort: Invalid value: 81: must match `containerPort` when `hostNetwork` is true"),
+        (
+            json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}),
+            "spec.containers[1].name: Duplicate value: \"a\"",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 70000}]}]}),
+            "spec.containers[0].ports[0].containerPort: Invalid value: 70000",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "i", "readinessProbe": {}}]}),
+            "spec.containers[0].readinessProbe: Required value: must specify a handler type",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "i", "readinessProbe": {"httpGet": {"port": 1}, "tcpSocket": {"port": 1}}}]}),
+            "spec.containers[0].readinessProbe.tcpSocket: Forbidden: may not specify more than 1 handler type",
+        ),
+        (
+            json!({"hostNetwork": true, "containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 80, "hostPort": 81}]}]}),
+            "spec.containers[0].ports[0].hostPort: Invalid value: 81: must match `containerPort` when `hostNetwork` is true",
+        ),
     ];
     for (spec, expected) in table {
         let found = problems(&pod(&spec));
@@ -121,7 +206,11 @@ fn pods_have_kubernetes_problems() {
     let bound = object(&pod(&json!({"nodeName": "n1", "containers": [{"name": "a", "image": "other"}]})));
     assert_eq!(validate_update(&bound, &old).len(), 0, "binding and another image");
     let moved = object(&pod(&json!({"nodeName": "n2", "containers": [{"name": "a", "image": "i"}]})));
-    assert!(validate_update(&moved, &bound)[0].to_string().starts_with("spec: Forbidden: pod updates may not change fields other than"));
+    assert!(
+        validate_update(&moved, &bound)[0]
+            .to_string()
+            .starts_with("spec: Forbidden: pod updates may not change fields other than")
+    );
 }
 
 /// Manifests as people write them.
@@ -176,7 +265,9 @@ fn contains(outer: &Value, inner: &Value, path: &str) {
 
 #[test]
 fn unknown_fields_are_named_by_path_and_left_out() {
-    let mut value = pod(&json!({"containers": [{"name": "a", "image": "i", "portz": []}, {"name": "b", "image": "i", "imagePulPolicy": "x"}]}));
+    let mut value = pod(
+        &json!({"containers": [{"name": "a", "image": "i", "portz": []}, {"name": "b", "image": "i", "imagePulPolicy": "x"}]}),
+    );
     value["metadata"]["annotations"] = json!({"a.b/c": "x"});
     value["spek"] = json!(1);
     let decoded = manifest::decode(&value).unwrap();
@@ -194,7 +285,10 @@ fn wrong_types_and_kinds_are_refused() {
         (json!({"apiVersion": "apps/v1", "kind": "Deployment"}), "apps/v1/Deployment"),
         (json!({"kind": "Service"}), "apiVersion: Required value"),
         (json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice"}), "EndpointSlices are rendered"),
-        (json!({"apiVersion": "v1", "kind": "Service", "metadata": {"resourceVersion": "abc"}}), "metadata.resourceVersion"),
+        (
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"resourceVersion": "abc"}}),
+            "metadata.resourceVersion",
+        ),
         (json!([]), "kind: Required value"),
     ] {
         let found = manifest::decode(&value).unwrap_err();
@@ -211,12 +305,18 @@ fn endpoints_are_rendered_as_subsets_and_slices() {
     });
     let decoded = manifest::decode(&value).unwrap();
     let record = decoded.object.as_endpoints().unwrap();
-    assert_eq!(record.endpoints.iter().map(|endpoint| (endpoint.address.as_str(), endpoint.ready)).collect::<Vec<_>>(), [("10.0.0.5", true), ("10.0.0.6", true), ("10.0.0.7", false)]);
+    assert_eq!(
+        record.endpoints.iter().map(|endpoint| (endpoint.address.as_str(), endpoint.ready)).collect::<Vec<_>>(),
+        [("10.0.0.5", true), ("10.0.0.6", true), ("10.0.0.7", false)]
+    );
     contains(&manifest::render(&decoded.object), &value, "");
     let slices = manifest::render_slices(record);
     assert_eq!(slices.len(), 1);
     assert_eq!(slices[0]["endpoints"][1]["hostname"], "b");
-    assert_eq!(slices[0]["endpoints"][2]["conditions"], json!({"ready": false, "serving": false, "terminating": false}));
+    assert_eq!(
+        slices[0]["endpoints"][2]["conditions"],
+        json!({"ready": false, "serving": false, "terminating": false})
+    );
     assert_eq!(manifest::render_slices(record), slices, "names are stable");
     assert!(validate_create(&decoded.object).is_empty());
 }

@@ -88,14 +88,22 @@ fn check_revision(value: &Value) -> Result<(), Vec<Invalid>> {
         Some(Value::String(text)) if text.is_empty() || text.parse::<u64>().is_ok() => Ok(()),
         Some(other) => {
             let shown = crate::model::Shown(other.to_string());
-            Err(vec![Invalid::invalid("metadata.resourceVersion", shown, "must be a revision of this cluster, as a string of digits")])
+            Err(vec![Invalid::invalid(
+                "metadata.resourceVersion",
+                shown,
+                "must be a revision of this cluster, as a string of digits",
+            )])
         }
     }
 }
 
 fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Vec<Invalid>> {
     serde_json::from_value(value.clone()).map_err(|error| {
-        vec![Invalid { field: "<document>".into(), reason: "FieldValueTypeInvalid", message: format!("Invalid value: {error}") }]
+        vec![Invalid {
+            field: "<document>".into(),
+            reason: "FieldValueTypeInvalid",
+            message: format!("Invalid value: {error}"),
+        }]
     })
 }
 
@@ -114,7 +122,8 @@ fn with_overlay(mut object: Object, value: &Value) -> Object {
     }
     drop_empty(&mut whole);
     let ours = render::fields(&object);
-    let extra = overlay::difference(&whole, &ours).map(|extra| overlay::canonical(extra).to_string()).unwrap_or_default();
+    let extra =
+        overlay::difference(&whole, &ours).map(|extra| overlay::canonical(extra).to_string()).unwrap_or_default();
     match &mut object.kind {
         Some(object::Kind::Namespace(it)) => it.extra_json = extra,
         Some(object::Kind::Node(it)) => it.extra_json = extra,
@@ -178,7 +187,9 @@ fn steps(root: &Value, path: &str) -> Vec<Step> {
             continue;
         }
         let Some(map) = place.as_object() else { break };
-        let fits = |key: &&String| rest.strip_prefix(key.as_str()).is_some_and(|after| after.is_empty() || after.starts_with(['.', '[']));
+        let fits = |key: &&String| {
+            rest.strip_prefix(key.as_str()).is_some_and(|after| after.is_empty() || after.starts_with(['.', '[']))
+        };
         let Some(key) = map.keys().filter(fits).max_by_key(|key| key.len()) else { break };
         steps.push(Step::Key(key.clone()));
         rest = &rest[key.len()..];

@@ -51,7 +51,10 @@ fn yaml(text: &str) -> Result<Vec<Value>, ManifestError> {
 fn open(document: Value, number: usize, into: &mut Vec<Value>) -> Result<(), ManifestError> {
     match document {
         Value::Null => Ok(()),
-        Value::Object(mut map) if map.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) && map.contains_key("items") => {
+        Value::Object(mut map)
+            if map.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"))
+                && map.contains_key("items") =>
+        {
             let items = match map.remove("items") {
                 Some(Value::Array(items)) => items,
                 Some(Value::Null) | None => Vec::new(),
@@ -78,7 +81,8 @@ mod tests {
     #[test]
     fn several_documents_lists_and_empty_ones() {
         let text = "---\nkind: A\n---\n---\n# nothing\n---\nkind: List\nitems:\n- kind: B\n- kind: C\n";
-        let kinds: Vec<_> = documents(text).unwrap().iter().map(|one| one["kind"].as_str().unwrap().to_owned()).collect();
+        let kinds: Vec<_> =
+            documents(text).unwrap().iter().map(|one| one["kind"].as_str().unwrap().to_owned()).collect();
         assert_eq!(kinds, ["A", "B", "C"]);
         assert_eq!(documents("{\"kind\": \"A\"}\n{\"kind\": \"B\"}").unwrap().len(), 2);
         assert_eq!(documents("").unwrap().len(), 0);

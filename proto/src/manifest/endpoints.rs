@@ -64,8 +64,13 @@ struct Manifest {
 
 /// A hand-written record from a v1 Endpoints manifest.
 pub fn from_json(value: &Value) -> Result<Endpoints, Vec<Invalid>> {
-    let manifest: Manifest = serde_json::from_value(value.clone())
-        .map_err(|error| vec![Invalid { field: "subsets".into(), reason: "FieldValueTypeInvalid", message: format!("Invalid value: {error}") }])?;
+    let manifest: Manifest = serde_json::from_value(value.clone()).map_err(|error| {
+        vec![Invalid {
+            field: "subsets".into(),
+            reason: "FieldValueTypeInvalid",
+            message: format!("Invalid value: {error}"),
+        }]
+    })?;
     let mut endpoints = Vec::new();
     for subset in manifest.subsets {
         let ports: Vec<EndpointPort> = subset.ports.iter().map(from_port).collect();
@@ -110,7 +115,12 @@ fn from_address(address: Address, ready: bool, ports: &[EndpointPort]) -> Endpoi
 }
 
 fn to_port(port: &EndpointPort) -> Port {
-    Port { name: port.name.clone(), port: port.port, protocol: port.protocol.clone(), app_protocol: port.app_protocol.clone() }
+    Port {
+        name: port.name.clone(),
+        port: port.port,
+        protocol: port.protocol.clone(),
+        app_protocol: port.app_protocol.clone(),
+    }
 }
 
 /// The v1 form: subsets by port set, sorted, as Kubernetes' RepackSubsets makes them. What terminates and isn't wanted
@@ -122,7 +132,12 @@ pub fn to_json(record: &Endpoints) -> Value {
         let mut ports: Vec<Port> = endpoint.ports.iter().map(to_port).collect();
         ports.sort();
         let subset = subsets.entry(ports.clone()).or_insert_with(|| Subset { ports, ..Subset::default() });
-        let target = Target { kind: "Pod".into(), name: endpoint.pod_name.clone(), namespace: metadata.namespace.clone(), uid: endpoint.pod_uid.clone() };
+        let target = Target {
+            kind: "Pod".into(),
+            name: endpoint.pod_name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: endpoint.pod_uid.clone(),
+        };
         let address = Address {
             ip: endpoint.address.clone(),
             hostname: endpoint.hostname.clone(),
@@ -154,7 +169,8 @@ pub fn render_slices(record: &Endpoints) -> Vec<Value> {
     }
     let mut slices = Vec::new();
     for ((family, ports), endpoints) in &groups {
-        let chunks: Vec<&[&Endpoint]> = if endpoints.is_empty() { vec![&[]] } else { endpoints.chunks(SLICE).collect() };
+        let chunks: Vec<&[&Endpoint]> =
+            if endpoints.is_empty() { vec![&[]] } else { endpoints.chunks(SLICE).collect() };
         for (number, chunk) in chunks.into_iter().enumerate() {
             slices.push(slice(record, (family, ports), (number, chunk)));
         }
@@ -168,7 +184,8 @@ fn slice(record: &Endpoints, group: (&str, &[Port]), part: (usize, &[&Endpoint])
     let seed = format!("{}/{}/{family}/{ports:?}/{number}", metadata.namespace, metadata.name);
     let mut labels = metadata.labels.clone();
     labels.insert("kubernetes.io/service-name".into(), metadata.name.clone());
-    let manager = if record.derived { "endpointslice-controller.k8s.io" } else { "endpointslicemirroring-controller.k8s.io" };
+    let manager =
+        if record.derived { "endpointslice-controller.k8s.io" } else { "endpointslicemirroring-controller.k8s.io" };
     labels.insert("endpointslice.kubernetes.io/managed-by".into(), manager.into());
     let rendered: Vec<Value> = endpoints.iter().map(|endpoint| slice_endpoint(endpoint, &metadata.namespace)).collect();
     json!({
@@ -193,13 +210,15 @@ fn slice_endpoint(endpoint: &Endpoint, namespace: &str) -> Value {
         "addresses": [endpoint.address],
         "conditions": {"ready": endpoint.ready, "serving": endpoint.serving, "terminating": endpoint.terminating},
     });
-    for (field, text) in [("nodeName", &endpoint.node_name), ("zone", &endpoint.zone), ("hostname", &endpoint.hostname)] {
+    for (field, text) in [("nodeName", &endpoint.node_name), ("zone", &endpoint.zone), ("hostname", &endpoint.hostname)]
+    {
         if !text.is_empty() {
             value[field] = text.clone().into();
         }
     }
     if !endpoint.pod_name.is_empty() {
-        value["targetRef"] = json!({"kind": "Pod", "namespace": namespace, "name": endpoint.pod_name, "uid": endpoint.pod_uid});
+        value["targetRef"] =
+            json!({"kind": "Pod", "namespace": namespace, "name": endpoint.pod_name, "uid": endpoint.pod_uid});
     }
     value
 }
@@ -207,5 +226,9 @@ fn slice_endpoint(endpoint: &Endpoint, namespace: &str) -> Value {
 /// Five characters of Kubernetes' generated-name alphabet, from a hash.
 fn suffix(seed: &str) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    Sha256::digest(seed.as_bytes()).iter().take(5).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
+    Sha256::digest(seed.as_bytes())
+        .iter()
+        .take(5)
+        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+        .collect()
 }

@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn containers_merge_deeply_and_other_lists_are_replaced() {
-        let live = json!({"spec": {"containers": [{"name": "a", "args": ["x"], "env": [{"name": "K", "value": "1"}]}]}});
+        let live =
+            json!({"spec": {"containers": [{"name": "a", "args": ["x"], "env": [{"name": "K", "value": "1"}]}]}});
         let now = json!({"spec": {"containers": [{"name": "a", "args": ["y"], "env": [{"name": "L", "value": "2"}]}]}});
         assert_eq!(
             three_way(None, &live, &now),
@@ -161,7 +162,10 @@ mod tests {
 
     fn value() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![Just(json!(1)), Just(json!("x")), Just(json!(true)), Just(json!(["p", "q"]))];
-        leaf.prop_recursive(3, 24, 4, |inner| proptest::collection::btree_map("[a-d]", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())))
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            proptest::collection::btree_map("[a-d]", inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect()))
+        })
     }
 
     proptest! {

@@ -22,7 +22,8 @@ pub fn difference(whole: &Value, ours: &Value) -> Option<Value> {
             (!rest.is_empty()).then_some(Value::Object(rest))
         }
         (Value::Array(whole), Value::Array(ours)) if whole.len() == ours.len() => {
-            let rest: Vec<Value> = whole.iter().zip(ours).map(|(whole, ours)| difference(whole, ours).unwrap_or(Value::Null)).collect();
+            let rest: Vec<Value> =
+                whole.iter().zip(ours).map(|(whole, ours)| difference(whole, ours).unwrap_or(Value::Null)).collect();
             rest.iter().any(|one| !one.is_null()).then_some(Value::Array(rest))
         }
         _ => None,
@@ -34,7 +35,8 @@ pub fn difference(whole: &Value, ours: &Value) -> Option<Value> {
 pub fn canonical(value: Value) -> Value {
     match value {
         Value::Object(map) => {
-            let mut entries: Vec<(String, Value)> = map.into_iter().map(|(key, value)| (key, canonical(value))).collect();
+            let mut entries: Vec<(String, Value)> =
+                map.into_iter().map(|(key, value)| (key, canonical(value))).collect();
             entries.sort_by(|a, b| a.0.cmp(&b.0));
             Value::Object(entries.into_iter().collect())
         }

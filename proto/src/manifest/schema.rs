@@ -26,13 +26,18 @@ pub fn unknown_fields(kind: Kind, manifest: &Value) -> Result<Vec<String>, Inval
 }
 
 fn round_trip<T: DeserializeOwned + Serialize>(manifest: &Value) -> Result<Value, Invalid> {
-    let typed: T = serde_json::from_value(manifest.clone()).map_err(|error| wrong_type(manifest, &error.to_string()))?;
+    let typed: T =
+        serde_json::from_value(manifest.clone()).map_err(|error| wrong_type(manifest, &error.to_string()))?;
     serde_json::to_value(&typed).map_err(|error| wrong_type(manifest, &error.to_string()))
 }
 
 /// serde_json says what is wrong but not where; the place is found by leaving fields out.
 fn wrong_type(_: &Value, message: &str) -> Invalid {
-    Invalid { field: "<document>".into(), reason: "FieldValueTypeInvalid", message: format!("Invalid value: {message}") }
+    Invalid {
+        field: "<document>".into(),
+        reason: "FieldValueTypeInvalid",
+        message: format!("Invalid value: {message}"),
+    }
 }
 
 /// Compares key by key; null is as good as absent.

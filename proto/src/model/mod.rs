@@ -25,26 +25,14 @@ pub struct Key {
 impl Key {
     /// Makes a key; `namespace` is dropped for cluster-scoped kinds.
     pub fn new(kind: Kind, namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        let namespace = if kind.is_namespaced() {
-            namespace.into()
-        } else {
-            String::new()
-        };
-        Self {
-            kind,
-            namespace,
-            name: name.into(),
-        }
+        let namespace = if kind.is_namespaced() { namespace.into() } else { String::new() };
+        Self { kind, namespace, name: name.into() }
     }
 
     /// The wire form.
     #[must_use]
     pub fn to_wire(&self) -> ObjectKey {
-        ObjectKey {
-            kind: self.kind as i32,
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-        }
+        ObjectKey { kind: self.kind as i32, namespace: self.namespace.clone(), name: self.name.clone() }
     }
 
     /// From the wire form; an unknown kind becomes `Unspecified`.
@@ -56,11 +44,7 @@ impl Key {
     /// "namespace/name", or "name" for cluster-scoped kinds.
     #[must_use]
     pub fn path(&self) -> String {
-        if self.namespace.is_empty() {
-            self.name.clone()
-        } else {
-            format!("{}/{}", self.namespace, self.name)
-        }
+        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -72,13 +56,7 @@ impl fmt::Display for Key {
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: [Self; 5] = [
-        Self::Namespace,
-        Self::Node,
-        Self::Pod,
-        Self::Service,
-        Self::Endpoints,
-    ];
+    pub const ALL: [Self; 5] = [Self::Namespace, Self::Node, Self::Pod, Self::Service, Self::Endpoints];
 
     /// Kubernetes' name of the kind.
     #[must_use]
@@ -133,23 +111,15 @@ impl Invalid {
         Self::with(field, "FieldValueRequired", "Required value", detail)
     }
 
+    #[allow(clippy::self_named_constructors, reason = "Kubernetes' name of this very problem")]
     /// `Invalid value: <value>: detail`; strings are quoted as Go's %q does.
     pub fn invalid(field: impl Into<String>, value: impl Into<Shown>, detail: &str) -> Self {
-        Self::with(
-            field,
-            "FieldValueInvalid",
-            &format!("Invalid value: {}", value.into().0),
-            detail,
-        )
+        Self::with(field, "FieldValueInvalid", &format!("Invalid value: {}", value.into().0), detail)
     }
 
     /// `Unsupported value: "x": supported values: "a", "b"`.
     pub fn not_supported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
-        let list = supported
-            .iter()
-            .map(|one| format!("{one:?}"))
-            .collect::<Vec<_>>()
-            .join(", ");
+        let list = supported.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", ");
         Self::with(
             field,
             "FieldValueNotSupported",
@@ -160,12 +130,7 @@ impl Invalid {
 
     /// `Duplicate value: <value>`.
     pub fn duplicate(field: impl Into<String>, value: impl Into<Shown>) -> Self {
-        Self::with(
-            field,
-            "FieldValueDuplicate",
-            &format!("Duplicate value: {}", value.into().0),
-            "",
-        )
+        Self::with(field, "FieldValueDuplicate", &format!("Duplicate value: {}", value.into().0), "")
     }
 
     /// `Forbidden: detail`.
@@ -175,35 +140,18 @@ impl Invalid {
 
     /// `Too long: may not be more than <max> bytes`.
     pub fn too_long(field: impl Into<String>, max: usize) -> Self {
-        Self::with(
-            field,
-            "FieldValueTooLong",
-            "Too long",
-            &format!("may not be more than {max} bytes"),
-        )
+        Self::with(field, "FieldValueTooLong", "Too long", &format!("may not be more than {max} bytes"))
     }
 
     fn with(field: impl Into<String>, reason: &'static str, head: &str, detail: &str) -> Self {
-        let message = if detail.is_empty() {
-            head.to_owned()
-        } else {
-            format!("{head}: {detail}")
-        };
-        Self {
-            field: field.into(),
-            reason,
-            message,
-        }
+        let message = if detail.is_empty() { head.to_owned() } else { format!("{head}: {detail}") };
+        Self { field: field.into(), reason, message }
     }
 
     /// The wire form.
     #[must_use]
     pub fn to_wire(&self) -> FieldProblem {
-        FieldProblem {
-            field: self.field.clone(),
-            reason: self.reason.to_owned(),
-            message: self.message.clone(),
-        }
+        FieldProblem { field: self.field.clone(), reason: self.reason.to_owned(), message: self.message.clone() }
     }
 }
 

@@ -82,61 +82,37 @@ impl Object {
     #[must_use]
     pub fn key(&self) -> Key {
         let metadata = self.metadata();
-        Key::new(
-            self.object_kind(),
-            metadata.namespace.clone(),
-            metadata.name.clone(),
-        )
+        Key::new(self.object_kind(), metadata.namespace.clone(), metadata.name.clone())
     }
 
     /// The service, if it is one.
     #[must_use]
     pub fn as_service(&self) -> Option<&Service> {
-        if let Some(object::Kind::Service(it)) = &self.kind {
-            Some(it)
-        } else {
-            None
-        }
+        if let Some(object::Kind::Service(it)) = &self.kind { Some(it) } else { None }
     }
 
     /// The pod, if it is one.
     #[must_use]
     pub fn as_pod(&self) -> Option<&Pod> {
-        if let Some(object::Kind::Pod(it)) = &self.kind {
-            Some(it)
-        } else {
-            None
-        }
+        if let Some(object::Kind::Pod(it)) = &self.kind { Some(it) } else { None }
     }
 
     /// The node, if it is one.
     #[must_use]
     pub fn as_node(&self) -> Option<&Node> {
-        if let Some(object::Kind::Node(it)) = &self.kind {
-            Some(it)
-        } else {
-            None
-        }
+        if let Some(object::Kind::Node(it)) = &self.kind { Some(it) } else { None }
     }
 
     /// The endpoints record, if it is one.
     #[must_use]
     pub fn as_endpoints(&self) -> Option<&Endpoints> {
-        if let Some(object::Kind::Endpoints(it)) = &self.kind {
-            Some(it)
-        } else {
-            None
-        }
+        if let Some(object::Kind::Endpoints(it)) = &self.kind { Some(it) } else { None }
     }
 
     /// The namespace object, if it is one.
     #[must_use]
     pub fn as_namespace(&self) -> Option<&Namespace> {
-        if let Some(object::Kind::Namespace(it)) = &self.kind {
-            Some(it)
-        } else {
-            None
-        }
+        if let Some(object::Kind::Namespace(it)) = &self.kind { Some(it) } else { None }
     }
 }
 

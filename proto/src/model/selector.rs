@@ -3,7 +3,7 @@
 //! `a=b`, `a==b`, `a!=b`, `a in (x,y)`, `a notin (x)`, `a`, `!a`, `a>1`, `a<2`, joined by commas. `notin` and `!=` match
 //! what lacks the key.
 
-use crate::v1::{Kind, Object, PodStatus};
+use crate::v1::{Kind, Object};
 use std::collections::BTreeMap;
 
 /// A parsed label selector; the empty one matches everything.
@@ -137,7 +137,10 @@ impl Parser<'_> {
     fn key(&mut self) -> Result<String, String> {
         let key = self.word();
         if key.is_empty() {
-            return Err(format!("found '{}', expected: !, identifier, or 'end of string'", self.rest.chars().take(12).collect::<String>()));
+            return Err(format!(
+                "found '{}', expected: !, identifier, or 'end of string'",
+                self.rest.chars().take(12).collect::<String>()
+            ));
         }
         let problems = crate::convert::qualified_name_problems(&key);
         match problems.first() {
@@ -156,7 +159,9 @@ impl Parser<'_> {
 
     fn number(&mut self) -> Result<i64, String> {
         let word = self.word();
-        word.parse().map_err(|_| format!("values[0]: Invalid value: {word:?}: for 'Gt', 'Lt' operators, the value must be an integer"))
+        word.parse().map_err(|_| {
+            format!("values[0]: Invalid value: {word:?}: for 'Gt', 'Lt' operators, the value must be an integer")
+        })
     }
 
     fn values(&mut self) -> Result<Vec<String>, String> {
@@ -214,7 +219,15 @@ fn supported(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Namespace => &["metadata.name", "status.phase"],
         Kind::Node => &["metadata.name", "spec.unschedulable"],
-        Kind::Pod => &["metadata.name", "metadata.namespace", "spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs"],
+        Kind::Pod => &[
+            "metadata.name",
+            "metadata.namespace",
+            "spec.nodeName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.podIPs",
+        ],
         Kind::Service => &["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.type"],
         Kind::Endpoints => &["metadata.name", "metadata.namespace"],
         Kind::Unspecified => &[],
@@ -223,7 +236,7 @@ fn supported(kind: Kind) -> &'static [&'static str] {
 
 fn field_of(object: &Object, field: &str) -> String {
     let metadata = object.metadata();
-    let pod_status = || object.as_pod().and_then(|pod| pod.status.clone()).unwrap_or_else(PodStatus::default);
+    let pod_status = || object.as_pod().and_then(|pod| pod.status.clone()).unwrap_or_default();
     let pod_spec = || object.as_pod().and_then(|pod| pod.spec.clone()).unwrap_or_default();
     let service_spec = || object.as_service().and_then(|service| service.spec.clone()).unwrap_or_default();
     match field {
@@ -236,7 +249,9 @@ fn field_of(object: &Object, field: &str) -> String {
             Some(namespace) => namespace.status.clone().unwrap_or_default().phase,
             None => pod_status().phase,
         },
-        "spec.unschedulable" => object.as_node().and_then(|node| node.spec.as_ref()).is_some_and(|spec| spec.unschedulable).to_string(),
+        "spec.unschedulable" => {
+            object.as_node().and_then(|node| node.spec.as_ref()).is_some_and(|spec| spec.unschedulable).to_string()
+        }
         "spec.clusterIP" => service_spec().cluster_ip,
         "spec.type" => service_spec().r#type,
         _ => String::new(),
@@ -283,7 +298,20 @@ mod tests {
 
     #[test]
     fn bad_selectors_are_refused() {
-        for text in ["app=web,", ",app", "app=(x)", "=web", "app in web", "app in (web", "a b", "app=web tier=x", "n>x", "-a=b", "app=-x", "!"] {
+        for text in [
+            "app=web,",
+            ",app",
+            "app=(x)",
+            "=web",
+            "app in web",
+            "app in (web",
+            "a b",
+            "app=web tier=x",
+            "n>x",
+            "-a=b",
+            "app=-x",
+            "!",
+        ] {
             assert!(LabelSelector::parse(text).is_err(), "{text:?}");
         }
     }
@@ -293,10 +321,15 @@ mod tests {
         let mut service = crate::v1::Service::default();
         service.spec.get_or_insert_default().cluster_ip = "None".into();
         let object: Object = service.into();
-        for (text, expected) in [("spec.clusterIP!=None", false), ("spec.clusterIP=None", true), ("metadata.name=", true)] {
+        for (text, expected) in
+            [("spec.clusterIP!=None", false), ("spec.clusterIP=None", true), ("metadata.name=", true)]
+        {
             assert_eq!(FieldSelector::parse(Kind::Service, text).unwrap().matches(&object), expected, "{text}");
         }
-        assert_eq!(FieldSelector::parse(Kind::Service, "spec.foo=1").unwrap_err(), "field label not supported: spec.foo");
+        assert_eq!(
+            FieldSelector::parse(Kind::Service, "spec.foo=1").unwrap_err(),
+            "field label not supported: spec.foo"
+        );
         assert!(FieldSelector::parse(Kind::Pod, "spec.nodeName").is_err());
     }
 

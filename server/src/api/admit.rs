@@ -45,9 +45,8 @@ pub fn decode(input: Option<&Input>, options: &WriteOptions) -> Result<Admitted,
     let value = match input.and_then(|input| input.form.as_ref()) {
         None => return Err(Refused::BadRequest("a write needs an object or a manifest".into())),
         Some(input::Form::Object(object)) => manifest::render(object),
-        Some(input::Form::ManifestJson(text)) => {
-            serde_json::from_str(text).map_err(|error| Refused::BadRequest(format!("the manifest is not JSON: {error}")))?
-        }
+        Some(input::Form::ManifestJson(text)) => serde_json::from_str(text)
+            .map_err(|error| Refused::BadRequest(format!("the manifest is not JSON: {error}")))?,
     };
     let decoded = manifest::decode(&value).map_err(|problems| Refused::Invalid(named(&value), problems))?;
     let mut object = decoded.object;
@@ -81,7 +80,9 @@ fn unknown_fields(object: &Object, unknown: &[String], options: &WriteOptions) -
         FieldValidation::Strict => {
             let list = unknown.iter().map(|path| format!("unknown field {path:?}")).collect::<Vec<_>>().join(", ");
             let kind = object.object_kind().title();
-            Err(Refused::BadRequest(format!("{kind} in version \"v1\" cannot be handled as a {kind}: strict decoding error: {list}")))
+            Err(Refused::BadRequest(format!(
+                "{kind} in version \"v1\" cannot be handled as a {kind}: strict decoding error: {list}"
+            )))
         }
     }
 }
@@ -130,7 +131,8 @@ pub fn update(admitted: &Admitted, live: &Object, status_only: bool) -> Result<P
     if !problems.is_empty() {
         return Err(Refused::Invalid(object.key(), problems));
     }
-    let precondition = if asked == 0 { put::Precondition::Exists(true) } else { put::Precondition::ExpectRevision(asked) };
+    let precondition =
+        if asked == 0 { put::Precondition::Exists(true) } else { put::Precondition::ExpectRevision(asked) };
     Ok(Put { object: Some(object), precondition: Some(precondition), status_only })
 }
 
@@ -138,7 +140,12 @@ pub fn update(admitted: &Admitted, live: &Object, status_only: bool) -> Result<P
 ///
 /// # Errors
 /// All problems of the merged object.
-pub fn apply(admitted: &Admitted, live: Option<&Object>, draw: Draw, status_only: bool) -> Result<(Put, WriteEffect), Refused> {
+pub fn apply(
+    admitted: &Admitted,
+    live: Option<&Object>,
+    draw: Draw,
+    status_only: bool,
+) -> Result<(Put, WriteEffect), Refused> {
     let applied = admitted.manifest.to_string();
     let Some(live) = live else {
         let mut put = create(admitted, draw)?;
@@ -188,7 +195,8 @@ fn keep_server_fields(object: &mut Object, live: &Object) {
 fn without_server_fields(manifest: &Value) -> Value {
     let mut manifest = manifest.clone();
     if let Some(map) = manifest.get_mut("metadata").and_then(Value::as_object_mut) {
-        for field in ["resourceVersion", "uid", "creationTimestamp", "generation", "deletionTimestamp", "managedFields"] {
+        for field in ["resourceVersion", "uid", "creationTimestamp", "generation", "deletionTimestamp", "managedFields"]
+        {
             map.remove(field);
         }
     }

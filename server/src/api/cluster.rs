@@ -6,8 +6,8 @@ use crate::raft::Consensus;
 use crate::sync::session::Sessions;
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
-    DataplaneRequest, DataplaneResponse, HistoryEvent, HistoryRequest, HistoryResponse, Kind, MemberStatus, NodeDataplane,
-    StatusRequest, StatusResponse, WaitProgrammedRequest, WaitProgrammedResponse, cluster_server,
+    DataplaneRequest, DataplaneResponse, HistoryEvent, HistoryRequest, HistoryResponse, Kind, MemberStatus,
+    NodeDataplane, StatusRequest, StatusResponse, WaitProgrammedRequest, WaitProgrammedResponse, cluster_server,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -49,7 +49,8 @@ impl ClusterService {
                 let answer = peer.member_status(fairlead_proto::internal::v1::MemberStatusRequest {}).await;
                 answer.map(Response::into_inner).map_err(|status| status.message().to_owned())
             };
-            let answer = tokio::time::timeout(MEMBER_TIMEOUT, ask).await.unwrap_or_else(|_| Err("no answer within 1 s".into()));
+            let answer =
+                tokio::time::timeout(MEMBER_TIMEOUT, ask).await.unwrap_or_else(|_| Err("no answer within 1 s".into()));
             answer.unwrap_or_else(|error| MemberStatus {
                 id: member.id,
                 name: member.name.clone(),
@@ -104,7 +105,10 @@ impl cluster_server::Cluster for ClusterService {
         }))
     }
 
-    async fn wait_programmed(&self, request: Request<WaitProgrammedRequest>) -> Result<Response<WaitProgrammedResponse>, Status> {
+    async fn wait_programmed(
+        &self,
+        request: Request<WaitProgrammedRequest>,
+    ) -> Result<Response<WaitProgrammedResponse>, Status> {
         let request = request.into_inner();
         let revision = match request.revision {
             0 => self.consensus.read().await.map_err(|error| crate::api::status::unreadable(&error))?.state.revision(),
@@ -114,7 +118,8 @@ impl cluster_server::Cluster for ClusterService {
         loop {
             let board = self.nodes.board().await;
             let expired = board.nodes.iter().filter(|node| !node.live).cloned();
-            let behind: Vec<_> = board.nodes.iter().filter(|node| node.live && node.acknowledged < revision).cloned().collect();
+            let behind: Vec<_> =
+                board.nodes.iter().filter(|node| node.live && node.acknowledged < revision).cloned().collect();
             let nodes = u32::try_from(board.nodes.iter().filter(|node| node.live).count()).unwrap_or(u32::MAX);
             let programmed = behind.is_empty() && board.known;
             if programmed || tokio::time::Instant::now() >= deadline {
@@ -137,7 +142,11 @@ impl cluster_server::Cluster for ClusterService {
             async move {
                 let mut peer = self.consensus.peer(member.id).await.ok()?;
                 let ask = peer.dataplane(request);
-                tokio::time::timeout(Duration::from_secs(6), ask).await.ok()?.ok().map(|answer| answer.into_inner().nodes)
+                tokio::time::timeout(Duration::from_secs(6), ask)
+                    .await
+                    .ok()?
+                    .ok()
+                    .map(|answer| answer.into_inner().nodes)
             }
         });
         let answers = futures::future::join_all(asked).await;
@@ -194,7 +203,9 @@ fn describe(change: &Change) -> HistoryEvent {
         (Some(old), Some(new)) => match change.key.kind {
             Kind::Endpoints => {
                 let count = |object: &fairlead_proto::v1::Object| {
-                    object.as_endpoints().map_or(0, |record| record.endpoints.iter().filter(|endpoint| endpoint.ready).count())
+                    object
+                        .as_endpoints()
+                        .map_or(0, |record| record.endpoints.iter().filter(|endpoint| endpoint.ready).count())
                 };
                 let (before, after) = (count(old), count(new));
                 let kind = if after == 0 && before > 0 { "Warning" } else { "Normal" };
@@ -215,7 +226,10 @@ fn describe(change: &Change) -> HistoryEvent {
     }
 }
 
-fn readiness(old: &fairlead_proto::v1::Object, new: &fairlead_proto::v1::Object) -> (&'static str, &'static str, String) {
+fn readiness(
+    old: &fairlead_proto::v1::Object,
+    new: &fairlead_proto::v1::Object,
+) -> (&'static str, &'static str, String) {
     let ready = |object: &fairlead_proto::v1::Object| {
         let conditions = match (object.as_pod(), object.as_node()) {
             (Some(pod), _) => pod.status.as_ref().map(|status| &status.conditions),
@@ -228,7 +242,8 @@ fn readiness(old: &fairlead_proto::v1::Object, new: &fairlead_proto::v1::Object)
     if before.status == after.status {
         return ("Normal", "Updated", format!("{} updated", new.object_kind().title()));
     }
-    let detail = if after.message.is_empty() { after.reason.clone() } else { format!("{}: {}", after.reason, after.message) };
+    let detail =
+        if after.message.is_empty() { after.reason.clone() } else { format!("{}: {}", after.reason, after.message) };
     if after.status == "True" {
         ("Normal", "Ready", format!("{} is ready", new.object_kind().title()))
     } else {

@@ -4,8 +4,8 @@
 //! first one. When the window no longer reaches back, the list says so (Expired) instead of mixing revisions.
 
 use crate::machine::Snapshot;
-use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::model::selector::{FieldSelector, LabelSelector};
+use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{Kind, ListRequest, ListResponse};
 use std::collections::BTreeMap;
 

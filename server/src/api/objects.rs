@@ -11,8 +11,8 @@ use fairlead_proto::convert;
 use fairlead_proto::internal::v1::{Delete, Outcome, Put, command};
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
-    ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Input, Kind, ListRequest, ListResponse, Object,
-    ObjectResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect, WriteOptions, objects_server,
+    ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Input, Kind, ListRequest, ListResponse,
+    Object, ObjectResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect, WriteOptions, objects_server,
 };
 use rand::Rng as _;
 use std::sync::Arc;

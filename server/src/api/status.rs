@@ -61,14 +61,20 @@ pub fn invalid(key: &Key, problems: &[Invalid]) -> Status {
 /// A request that makes no sense whatever the state is.
 #[must_use]
 pub fn bad_request(message: impl Into<String>) -> Status {
-    status(Code::InvalidArgument, Problem { reason: "BadRequest".into(), message: message.into(), ..Problem::default() })
+    status(
+        Code::InvalidArgument,
+        Problem { reason: "BadRequest".into(), message: message.into(), ..Problem::default() },
+    )
 }
 
 /// No such object.
 #[must_use]
 pub fn not_found(key: &Key, revision: u64) -> Status {
     let message = format!("{} {:?} not found", key.kind.plural(), key.name);
-    status(Code::NotFound, Problem { reason: "NotFound".into(), message, revision, key: Some(key.to_wire()), ..Problem::default() })
+    status(
+        Code::NotFound,
+        Problem { reason: "NotFound".into(), message, revision, key: Some(key.to_wire()), ..Problem::default() },
+    )
 }
 
 /// The event window no longer reaches back to a revision.
@@ -82,7 +88,10 @@ pub fn compacted(asked: u64, oldest: u64) -> Status {
 #[must_use]
 pub fn future_revision(asked: u64, current: u64) -> Status {
     let message = format!("Too large resource version: {asked}, current: {current}");
-    status(Code::DeadlineExceeded, Problem { reason: "Timeout".into(), message, revision: current, ..Problem::default() })
+    status(
+        Code::DeadlineExceeded,
+        Problem { reason: "Timeout".into(), message, revision: current, ..Problem::default() },
+    )
 }
 
 /// A write that was not decided.
@@ -98,7 +107,10 @@ pub fn not_decided(error: &ProposeError) -> Status {
 /// A read that no quorum confirmed.
 #[must_use]
 pub fn unreadable(error: &ReadError) -> Status {
-    status(Code::Unavailable, Problem { reason: "ServiceUnavailable".into(), message: error.to_string(), ..Problem::default() })
+    status(
+        Code::Unavailable,
+        Problem { reason: "ServiceUnavailable".into(), message: error.to_string(), ..Problem::default() },
+    )
 }
 
 #[cfg(test)]

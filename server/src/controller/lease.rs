@@ -111,8 +111,13 @@ pub async fn run(consensus: Consensus, writer: Writer, nodes: (Arc<Board>, Arc<A
         });
         alarms.set("mass-failure", alarm);
         for lease in judgement.expire {
-            tracing::warn!(node = lease.node, grace_s = lease.grace_seconds, "node fell silent: its pods leave the endpoints");
-            let command = command::Kind::ExpireNode(ExpireNode { node: lease.node.clone(), observed_lease: lease.epoch });
+            tracing::warn!(
+                node = lease.node,
+                grace_s = lease.grace_seconds,
+                "node fell silent: its pods leave the endpoints"
+            );
+            let command =
+                command::Kind::ExpireNode(ExpireNode { node: lease.node.clone(), observed_lease: lease.epoch });
             if let Err(error) = writer.propose(command).await {
                 tracing::warn!(node = lease.node, %error, "expiry not committed; judged again");
             }
@@ -146,7 +151,11 @@ mod tests {
         let leases = [lease("a"), lease("b"), lease("c")];
         let long = Duration::from_secs(100);
         let words = |ages: [u64; 3]| {
-            ["a", "b", "c"].into_iter().zip(ages).map(|(node, age)| (node.to_owned(), heard(age, now))).collect::<BTreeMap<_, _>>()
+            ["a", "b", "c"]
+                .into_iter()
+                .zip(ages)
+                .map(|(node, age)| (node.to_owned(), heard(age, now)))
+                .collect::<BTreeMap<_, _>>()
         };
         let one = judge(&leases, &words([1, 6, 1]), now, long);
         assert_eq!(one.expire.iter().map(|lease| lease.node.as_str()).collect::<Vec<_>>(), ["b"]);

@@ -60,12 +60,7 @@ impl Answer {
     /// An answer that is only a code.
     #[must_use]
     pub fn code(code: ResponseCode) -> Self {
-        Self {
-            code,
-            answers: Vec::new(),
-            authority: Vec::new(),
-            additionals: Vec::new(),
-        }
+        Self { code, answers: Vec::new(), authority: Vec::new(), additionals: Vec::new() }
     }
 
     /// Forbids to keep the answer: every time to live becomes 0.
@@ -160,31 +155,19 @@ impl Lookup<'_> {
             Place::NameServers | Place::Services | Place::Pods => no_records(),
             Place::Namespace(namespace) => {
                 let key = Key::new(Kind::Namespace, "", namespace);
-                self.state
-                    .get(&key)
-                    .map_or(Found::Nothing, |_| no_records())
+                self.state.get(&key).map_or(Found::Nothing, |_| no_records())
             }
-            Place::Service(key) => self
-                .behind(key)
-                .map_or(Found::Nothing, |found| self.service(found, name)),
+            Place::Service(key) => self.behind(key).map_or(Found::Nothing, |found| self.service(found, name)),
             Place::Endpoint(key, label) => {
-                let named = self
-                    .behind(key)
-                    .map_or_else(Vec::new, |found| found.named(label));
+                let named = self.behind(key).map_or_else(Vec::new, |found| found.named(label));
                 self.endpoints(name, &named)
             }
             Place::Protocol(key, protocol) => {
-                let any = Port {
-                    protocol,
-                    name: None,
-                };
+                let any = Port { protocol, name: None };
                 self.ports(name, &self.backends_with(key, any), false)
             }
             Place::Port(key, protocol, port) => {
-                let one = Port {
-                    protocol,
-                    name: Some(port),
-                };
+                let one = Port { protocol, name: Some(port) };
                 self.ports(name, &self.backends_with(key, one), true)
             }
             Place::Nowhere => Found::Nothing,
@@ -206,10 +189,7 @@ impl Lookup<'_> {
         };
         let asked = |kind: &&RecordType| [**kind, RecordType::ANY].contains(&self.query.kind);
         let sets = types.iter().filter(asked).map(of_type);
-        let answers = sets
-            .into_iter()
-            .find(|set| !set.is_empty())
-            .unwrap_or_default();
+        let answers = sets.into_iter().find(|set| !set.is_empty()).unwrap_or_default();
         let additionals = match answers.first().map(Record::record_type) {
             Some(RecordType::NS) => [RecordType::A, RecordType::AAAA]
                 .into_iter()
@@ -217,19 +197,13 @@ impl Lookup<'_> {
                 .collect(),
             _ => Vec::new(),
         };
-        Found::Records(Records {
-            answers,
-            additionals,
-        })
+        Found::Records(Records { answers, additionals })
     }
 
     fn name_server_address(&self, name: &Name, kind: RecordType) -> Vec<Record> {
         let address = self.query.server.map(|address| address.to_canonical());
         let address = address.filter(|address| is_of(*address, kind));
-        address
-            .map(|address| self.address(name.clone(), address))
-            .into_iter()
-            .collect()
+        address.map(|address| self.address(name.clone(), address)).into_iter().collect()
     }
 
     fn behind<'a>(&'a self, key: &'a Key) -> Option<Behind<'a>> {
@@ -237,8 +211,7 @@ impl Lookup<'_> {
     }
 
     fn backends_with(&self, key: &Key, port: Port<'_>) -> Vec<Backend> {
-        self.behind(key)
-            .map_or_else(Vec::new, |found| found.backends_with(port))
+        self.behind(key).map_or_else(Vec::new, |found| found.backends_with(port))
     }
 
     fn service(&self, found: Behind<'_>, name: &Name) -> Found {
@@ -281,18 +254,13 @@ impl Lookup<'_> {
             let mut found: Vec<IpAddr> = found.collect();
             rotate(&mut found, self.query.turn);
             let found = found.into_iter().take(MOST_RECORDS);
-            found
-                .map(|address| self.address(name.clone(), address))
-                .collect::<Vec<_>>()
+            found.map(|address| self.address(name.clone(), address)).collect::<Vec<_>>()
         };
         let answers = match self.query.kind {
             RecordType::ANY => [of(RecordType::A), of(RecordType::AAAA)].concat(),
             kind => of(kind),
         };
-        Records {
-            answers,
-            additionals: Vec::new(),
-        }
+        Records { answers, additionals: Vec::new() }
     }
 
     fn srv(&self, name: &Name, backends: &[Backend]) -> Records {
@@ -305,9 +273,7 @@ impl Lookup<'_> {
                 }
             }
         }
-        let weight = u16::try_from(100 / targets.len().max(1))
-            .unwrap_or(1)
-            .max(1);
+        let weight = u16::try_from(100 / targets.len().max(1)).unwrap_or(1).max(1);
         rotate(&mut targets, self.query.turn);
         targets.truncate(MOST_RECORDS);
         let shown: BTreeSet<&Name> = targets.iter().map(|(target, _)| target).collect();
@@ -317,16 +283,11 @@ impl Lookup<'_> {
             .map(|backend| (&backend.name, backend.address))
             .collect();
         let additionals = glue.into_iter().take(MOST_RECORDS);
-        let additionals = additionals
-            .map(|(target, address)| self.address(target.clone(), address))
-            .collect();
-        let answers = targets.into_iter().map(|(target, port)| {
-            self.record(name.clone(), RData::SRV(SRV::new(0, weight, port, target)))
-        });
-        Records {
-            answers: answers.collect(),
-            additionals,
-        }
+        let additionals = additionals.map(|(target, address)| self.address(target.clone(), address)).collect();
+        let answers = targets
+            .into_iter()
+            .map(|(target, port)| self.record(name.clone(), RData::SRV(SRV::new(0, weight, port, target))));
+        Records { answers: answers.collect(), additionals }
     }
 
     fn soa(&self, owner: Name) -> Record {
@@ -389,17 +350,8 @@ mod tests {
     }
 
     fn query(name: &str, kind: RecordType) -> Query {
-        let name = if name.ends_with('.') {
-            name.to_owned()
-        } else {
-            format!("{name}.cluster.local.")
-        };
-        Query {
-            name: Name::from_ascii(name).unwrap(),
-            kind,
-            turn: 0,
-            server: None,
-        }
+        let name = if name.ends_with('.') { name.to_owned() } else { format!("{name}.cluster.local.") };
+        Query { name: Name::from_ascii(name).unwrap(), kind, turn: 0, server: None }
     }
 
     fn ask(name: &str, kind: RecordType) -> Answer {
@@ -411,14 +363,7 @@ mod tests {
         let lines = |mark: &str, records: &[Record]| {
             let mut lines: Vec<String> = records
                 .iter()
-                .map(|record| {
-                    format!(
-                        "{mark}{} {} {}",
-                        record.name,
-                        record.record_type(),
-                        record.data
-                    )
-                })
+                .map(|record| format!("{mark}{} {} {}", record.name, record.record_type(), record.data))
                 .collect();
             lines.sort();
             lines
@@ -452,31 +397,15 @@ mod tests {
     #[test]
     fn services_with_a_cluster_ip() {
         use RecordType::{A, AAAA, ANY, CNAME, MX, SRV, TXT};
-        check(
-            "web.shop.svc",
-            A,
-            &["NOERROR", "web.shop.svc.$ A 10.96.0.10"],
-        );
+        check("web.shop.svc", A, &["NOERROR", "web.shop.svc.$ A 10.96.0.10"]);
         check("web.shop.svc", AAAA, &["NODATA"]);
         check("web.shop.svc", MX, &["NODATA"]);
         check("web.shop.svc", TXT, &["NODATA"]);
         check("web.shop.svc", CNAME, &["NODATA"]);
-        check(
-            "web.shop.svc",
-            ANY,
-            &["NOERROR", "web.shop.svc.$ A 10.96.0.10"],
-        );
-        check(
-            "empty.shop.svc",
-            A,
-            &["NOERROR", "empty.shop.svc.$ A 10.96.0.11"],
-        );
+        check("web.shop.svc", ANY, &["NOERROR", "web.shop.svc.$ A 10.96.0.10"]);
+        check("empty.shop.svc", A, &["NOERROR", "empty.shop.svc.$ A 10.96.0.11"]);
         let http = "_http._tcp.web.shop.svc.$ SRV 0 100 80 web.shop.svc.$";
-        check(
-            "_http._tcp.web.shop.svc",
-            SRV,
-            &["NOERROR", http, "+web.shop.svc.$ A 10.96.0.10"],
-        );
+        check("_http._tcp.web.shop.svc", SRV, &["NOERROR", http, "+web.shop.svc.$ A 10.96.0.10"]);
         check("_http._tcp.web.shop.svc", A, &["NODATA"]);
         check("_tcp.web.shop.svc", SRV, &["NODATA"]);
         // Its UDP port has no name, and so no SRV name.
@@ -494,11 +423,7 @@ mod tests {
             ],
         );
         // Endpoints by name, as CoreDNS; never one that is not ready.
-        check(
-            "10-244-1-2.web.shop.svc",
-            A,
-            &["NOERROR", "10-244-1-2.web.shop.svc.$ A 10.244.1.2"],
-        );
+        check("10-244-1-2.web.shop.svc", A, &["NOERROR", "10-244-1-2.web.shop.svc.$ A 10.244.1.2"]);
         check("10-244-1-9.web.shop.svc", A, &["NXDOMAIN"]);
     }
 
@@ -506,74 +431,29 @@ mod tests {
     fn an_ipv6_cluster() {
         let ask = |name, kind| shown(&answer(&zone(), &sample::state_v6(), &query(name, kind)));
         let address = "six.shop.svc.$ AAAA fd00:96::12";
-        assert_eq!(
-            ask("six.shop.svc", RecordType::AAAA),
-            format!("NOERROR\n{address}")
-        );
-        assert_eq!(
-            ask("six.shop.svc", RecordType::A),
-            format!("NOERROR\n{SOA}")
-        );
+        assert_eq!(ask("six.shop.svc", RecordType::AAAA), format!("NOERROR\n{address}"));
+        assert_eq!(ask("six.shop.svc", RecordType::A), format!("NOERROR\n{SOA}"));
         let srv = "_https._tcp.six.shop.svc.$ SRV 0 100 443 six.shop.svc.$";
-        assert_eq!(
-            ask("_https._tcp.six.shop.svc", RecordType::SRV),
-            format!("NOERROR\n{srv}\n+{address}")
-        );
+        assert_eq!(ask("_https._tcp.six.shop.svc", RecordType::SRV), format!("NOERROR\n{srv}\n+{address}"));
     }
 
     #[test]
     fn headless_services() {
         use RecordType::{A, AAAA, SRV};
-        check(
-            "db.shop.svc",
-            A,
-            &[
-                "NOERROR",
-                "db.shop.svc.$ A 10.244.1.3",
-                "db.shop.svc.$ A 10.244.1.4",
-            ],
-        );
-        check(
-            "db.shop.svc",
-            AAAA,
-            &[
-                "NOERROR",
-                "db.shop.svc.$ AAAA fd00:244::",
-                "db.shop.svc.$ AAAA fd00:244::3",
-            ],
-        );
-        check(
-            "db-0.db.shop.svc",
-            A,
-            &["NOERROR", "db-0.db.shop.svc.$ A 10.244.1.3"],
-        );
-        check(
-            "DB-0.db.shop.svc",
-            AAAA,
-            &["NOERROR", "DB-0.db.shop.svc.$ AAAA fd00:244::3"],
-        );
-        check(
-            "10-244-1-4.db.shop.svc",
-            A,
-            &["NOERROR", "10-244-1-4.db.shop.svc.$ A 10.244.1.4"],
-        );
+        check("db.shop.svc", A, &["NOERROR", "db.shop.svc.$ A 10.244.1.3", "db.shop.svc.$ A 10.244.1.4"]);
+        check("db.shop.svc", AAAA, &["NOERROR", "db.shop.svc.$ AAAA fd00:244::", "db.shop.svc.$ AAAA fd00:244::3"]);
+        check("db-0.db.shop.svc", A, &["NOERROR", "db-0.db.shop.svc.$ A 10.244.1.3"]);
+        check("DB-0.db.shop.svc", AAAA, &["NOERROR", "DB-0.db.shop.svc.$ AAAA fd00:244::3"]);
+        check("10-244-1-4.db.shop.svc", A, &["NOERROR", "10-244-1-4.db.shop.svc.$ A 10.244.1.4"]);
         check("10-244-1-4.db.shop.svc", AAAA, &["NODATA"]);
-        check(
-            "fd00-244--0.db.shop.svc",
-            AAAA,
-            &["NOERROR", "fd00-244--0.db.shop.svc.$ AAAA fd00:244::"],
-        );
+        check("fd00-244--0.db.shop.svc", AAAA, &["NOERROR", "fd00-244--0.db.shop.svc.$ AAAA fd00:244::"]);
         // Named by its host name only; not ready; not there.
         check("10-244-1-3.db.shop.svc", A, &["NXDOMAIN"]);
         check("db-9.db.shop.svc", A, &["NXDOMAIN"]);
         check("db-7.db.shop.svc", A, &["NXDOMAIN"]);
         check("quiet.shop.svc", A, &["NXDOMAIN"]);
         check("_http._tcp.quiet.shop.svc", SRV, &["NXDOMAIN"]);
-        check(
-            "plain.shop.svc",
-            A,
-            &["NOERROR", "plain.shop.svc.$ A 10.244.1.7"],
-        );
+        check("plain.shop.svc", A, &["NOERROR", "plain.shop.svc.$ A 10.244.1.7"]);
         check("plain.shop.svc", SRV, &["NODATA"]);
     }
 
@@ -595,11 +475,7 @@ mod tests {
             ],
         );
         let all = ask("db.shop.svc", SRV);
-        assert_eq!(
-            all.answers.len(),
-            5,
-            "two names with two ports, one with one"
-        );
+        assert_eq!(all.answers.len(), 5, "two names with two ports, one with one");
         let weight = |record: &Record| matches!(&record.data, RData::SRV(srv) if srv.weight == 20 && srv.priority == 0);
         assert!(all.answers.iter().all(weight));
     }
@@ -632,19 +508,10 @@ mod tests {
         let found = answer(&zone(), &sample::state(), &own);
         assert_eq!(shown(&found), "NOERROR\nns.dns.$ A 10.0.0.11");
         own.kind = AAAA;
-        assert_eq!(
-            shown(&answer(&zone(), &sample::state(), &own)),
-            format!("NOERROR\n{SOA}")
-        );
-        own = Query {
-            server: own.server,
-            ..query("cluster.local.", NS)
-        };
+        assert_eq!(shown(&answer(&zone(), &sample::state(), &own)), format!("NOERROR\n{SOA}"));
+        own = Query { server: own.server, ..query("cluster.local.", NS) };
         let found = answer(&zone(), &sample::state(), &own);
-        assert_eq!(
-            shown(&found),
-            "NOERROR\n$ NS ns.dns.$\n+ns.dns.$ A 10.0.0.11"
-        );
+        assert_eq!(shown(&found), "NOERROR\n$ NS ns.dns.$\n+ns.dns.$ A 10.0.0.11");
     }
 
     #[test]
@@ -656,18 +523,10 @@ mod tests {
         check("a.ext.shop.svc", A, &["NXDOMAIN"]);
         check("_http._tcp.ext.shop.svc", SRV, &["NXDOMAIN"]);
         let near = "near.shop.svc.$ CNAME web.shop.svc.$";
-        check(
-            "near.shop.svc",
-            A,
-            &["NOERROR", near, "web.shop.svc.$ A 10.96.0.10"],
-        );
+        check("near.shop.svc", A, &["NOERROR", near, "web.shop.svc.$ A 10.96.0.10"]);
         check("near.shop.svc", CNAME, &["NOERROR", near]);
         check("near.shop.svc", RecordType::AAAA, &["NOERROR", near, SOA]);
-        check(
-            "lost.shop.svc",
-            A,
-            &["NXDOMAIN", "lost.shop.svc.$ CNAME none.shop.svc.$", SOA],
-        );
+        check("lost.shop.svc", A, &["NXDOMAIN", "lost.shop.svc.$ CNAME none.shop.svc.$", SOA]);
         check("round.shop.svc", A, &["SERVFAIL"]);
         check("number.shop.svc", A, &["NXDOMAIN"]);
     }
@@ -675,10 +534,7 @@ mod tests {
     #[test]
     fn the_questions_case_and_the_zones_ttl_come_back() {
         let found = ask("WeB.Shop.SVC.Cluster.LOCAL.", RecordType::A);
-        assert_eq!(
-            found.answers[0].name.to_ascii(),
-            "WeB.Shop.SVC.Cluster.LOCAL."
-        );
+        assert_eq!(found.answers[0].name.to_ascii(), "WeB.Shop.SVC.Cluster.LOCAL.");
         assert_eq!(found.answers[0].ttl, 5);
         let mut kept = ask("none", RecordType::A);
         kept.forbid_caching();
@@ -689,10 +545,7 @@ mod tests {
     #[test]
     fn alternatives_turn() {
         let first = |turn| {
-            let asked = Query {
-                turn,
-                ..query("many.shop.svc", RecordType::A)
-            };
+            let asked = Query { turn, ..query("many.shop.svc", RecordType::A) };
             let found = answer(&zone(), &sample::many(5), &asked).answers;
             assert_eq!(found.len(), 5);
             found[0].data.to_string()

@@ -30,11 +30,7 @@ pub(super) struct NamedPort {
 impl NamedPort {
     fn new(name: &str, protocol: &str, port: i32) -> Option<Self> {
         let protocol = if protocol.is_empty() { "TCP" } else { protocol };
-        Some(Self {
-            name: name.to_ascii_lowercase(),
-            protocol: protocol.to_owned(),
-            port: u16::try_from(port).ok()?,
-        })
+        Some(Self { name: name.to_ascii_lowercase(), protocol: protocol.to_owned(), port: u16::try_from(port).ok()? })
     }
 }
 
@@ -49,9 +45,7 @@ pub(super) struct Port<'a> {
 impl Port<'_> {
     /// Unnamed ports have no SRV names.
     fn is(self, port: &NamedPort) -> bool {
-        port.protocol == self.protocol
-            && !port.name.is_empty()
-            && self.name.is_none_or(|name| name == port.name)
+        port.protocol == self.protocol && !port.name.is_empty() && self.name.is_none_or(|name| name == port.name)
     }
 }
 
@@ -72,12 +66,7 @@ impl<'a> Behind<'a> {
         let record = Key::new(Kind::Endpoints, &*key.namespace, &*key.name);
         let record = state.get(&record).and_then(|object| object.as_endpoints());
         let endpoints = record.map_or(&[][..], |record| &record.endpoints);
-        Some(Self {
-            zone,
-            key,
-            spec,
-            endpoints,
-        })
+        Some(Self { zone, key, spec, endpoints })
     }
 
     /// Its names stand for its endpoints rather than for a ClusterIP.
@@ -104,29 +93,18 @@ impl<'a> Behind<'a> {
     /// The same with names and ports.
     pub fn backends(self) -> Vec<Backend> {
         if self.is_headless() {
-            return self
-                .ready()
-                .map(|(endpoint, at)| self.backend(endpoint, at))
-                .collect();
+            return self.ready().map(|(endpoint, at)| self.backend(endpoint, at)).collect();
         }
         let ports = self.spec.ports.iter();
         let ports = ports.filter_map(|port| NamedPort::new(&port.name, &port.protocol, port.port));
         let ports: Vec<NamedPort> = ports.collect();
-        let backend = |address| Backend {
-            name: self.zone.service(self.key),
-            address,
-            ports: ports.clone(),
-        };
+        let backend = |address| Backend { name: self.zone.service(self.key), address, ports: ports.clone() };
         self.addresses().into_iter().map(backend).collect()
     }
 
     /// The backends that have such a port, each with only these.
     pub fn backends_with(self, port: Port<'_>) -> Vec<Backend> {
-        let mut backends = if self.is_alias() {
-            Vec::new()
-        } else {
-            self.backends()
-        };
+        let mut backends = if self.is_alias() { Vec::new() } else { self.backends() };
         for backend in &mut backends {
             backend.ports.retain(|found| port.is(found));
         }
@@ -140,15 +118,11 @@ impl<'a> Behind<'a> {
             return Vec::new();
         }
         let address = dashed_address(label);
-        let named = self
-            .ready()
-            .filter(|(endpoint, at)| match endpoint.hostname.as_str() {
-                "" => Some(*at) == address && dashed(*at) == label,
-                hostname => hostname.eq_ignore_ascii_case(label),
-            });
-        named
-            .map(|(endpoint, at)| self.backend(endpoint, at))
-            .collect()
+        let named = self.ready().filter(|(endpoint, at)| match endpoint.hostname.as_str() {
+            "" => Some(*at) == address && dashed(*at) == label,
+            hostname => hostname.eq_ignore_ascii_case(label),
+        });
+        named.map(|(endpoint, at)| self.backend(endpoint, at)).collect()
     }
 
     fn ready(self) -> impl Iterator<Item = (&'a Endpoint, IpAddr)> {
@@ -163,11 +137,7 @@ impl<'a> Behind<'a> {
         };
         let ports = endpoint.ports.iter();
         let ports = ports.filter_map(|port| NamedPort::new(&port.name, &port.protocol, port.port));
-        Backend {
-            name: self.zone.endpoint(self.key, &label),
-            address,
-            ports: ports.collect(),
-        }
+        Backend { name: self.zone.endpoint(self.key, &label), address, ports: ports.collect() }
     }
 }
 
@@ -183,13 +153,7 @@ fn dashed(address: IpAddr) -> String {
 /// The address that a dashed label may stand for.
 fn dashed_address(label: &str) -> Option<IpAddr> {
     let v4 = label.replace('-', ".").parse().ok();
-    v4.or_else(|| {
-        label
-            .replace('-', ":")
-            .parse::<Ipv6Addr>()
-            .ok()
-            .map(IpAddr::V6)
-    })
+    v4.or_else(|| label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::V6))
 }
 
 #[cfg(test)]
@@ -198,12 +162,9 @@ mod tests {
 
     #[test]
     fn dashes() {
-        for (address, expect) in [
-            ("10.0.0.1", "10-0-0-1"),
-            ("5678:abcd::1", "5678-abcd--1"),
-            ("fd00::", "fd00--0"),
-            ("::1", "--1"),
-        ] {
+        for (address, expect) in
+            [("10.0.0.1", "10-0-0-1"), ("5678:abcd::1", "5678-abcd--1"), ("fd00::", "fd00--0"), ("::1", "--1")]
+        {
             let address: IpAddr = address.parse().unwrap();
             assert_eq!(dashed(address), expect);
             assert_eq!(dashed_address(expect), Some(address));

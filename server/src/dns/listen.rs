@@ -10,8 +10,7 @@ use crate::dns::serve::{Answerer, DnsError};
 use hickory_server::net::xfer::Protocol;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-    sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::{Domain, Socket, Type};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -53,13 +52,9 @@ impl Listeners {
     pub(super) fn open(listen: SocketAddr) -> Result<Self, DnsError> {
         // TCP first and alone on its port, so that a second server is told instead of sharing the UDP port with us.
         let tcp = tcp_socket(listen).map_err(|error| refused(listen, "TCP", error))?;
-        let address = tcp
-            .local_addr()
-            .map_err(|error| refused(listen, "TCP", error))?;
+        let address = tcp.local_addr().map_err(|error| refused(listen, "TCP", error))?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let udp = (0..cores.min(MOST_SOCKETS))
-            .map(|_| udp_socket(address))
-            .collect::<io::Result<_>>();
+        let udp = (0..cores.min(MOST_SOCKETS)).map(|_| udp_socket(address)).collect::<io::Result<_>>();
         let udp = udp.map_err(|error| refused(address, "UDP", error))?;
         Ok(Self { address, tcp, udp })
     }
@@ -78,14 +73,8 @@ impl Listeners {
         }
         tasks.spawn(serve_tcp(self.tcp, answerer));
         match tasks.join_next().await {
-            Some(Ok(Err(error))) => Err(DnsError::Socket {
-                address: self.address,
-                error,
-            }),
-            Some(Err(error)) => Err(DnsError::Socket {
-                address: self.address,
-                error: io::Error::other(error),
-            }),
+            Some(Ok(Err(error))) => Err(DnsError::Socket { address: self.address, error }),
+            Some(Err(error)) => Err(DnsError::Socket { address: self.address, error: io::Error::other(error) }),
             Some(Ok(Ok(()))) | None => Ok(()),
         }
     }
@@ -96,20 +85,13 @@ fn refused(address: SocketAddr, transport: &'static str, error: io::Error) -> Dn
         io::ErrorKind::AddrInUse => {
             "; another name server has the port (systemd-resolved? another fairlead?): stop it or choose another address with --listen-dns"
         }
-        io::ErrorKind::AddrNotAvailable => {
-            "; no interface of this host has that address: correct --listen-dns"
-        }
+        io::ErrorKind::AddrNotAvailable => "; no interface of this host has that address: correct --listen-dns",
         io::ErrorKind::PermissionDenied => {
             "; ports below 1024 need root or CAP_NET_BIND_SERVICE: run as root or choose another port with --listen-dns"
         }
         _ => "; correct --listen-dns",
     };
-    DnsError::Bind {
-        address,
-        transport,
-        error,
-        hint,
-    }
+    DnsError::Bind { address, transport, error, hint }
 }
 
 fn tcp_socket(listen: SocketAddr) -> io::Result<TcpListener> {
@@ -144,16 +126,10 @@ async fn serve_udp(socket: UdpSocket, answerer: Arc<Answerer>) -> io::Result<()>
     let mut replying = JoinSet::new();
     loop {
         while replying.try_join_next().is_some() {}
-        let arrived = socket
-            .async_io(Interest::READABLE, || receive_some(&socket, &mut buffer))
-            .await?;
+        let arrived = socket.async_io(Interest::READABLE, || receive_some(&socket, &mut buffer)).await?;
         let mut batch = Vec::new();
         for (bytes, client, server) in arrived {
-            let via = Via {
-                client,
-                protocol: Protocol::Udp,
-                server,
-            };
+            let via = Via { client, protocol: Protocol::Udp, server };
             match answerer.receive(bytes, via) {
                 Received::Ignore => {}
                 Received::Reply(reply) => send(&socket, &reply, (client, server)).await,
@@ -216,17 +192,10 @@ fn receive_one(socket: &UdpSocket, buffer: &mut [u8]) -> Result<Option<Datagram>
     // Room for either family's packet information.
     let mut control = nix::cmsg_space!(libc::in6_pktinfo);
     let mut slices = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrStorage>(
-        socket.as_raw_fd(),
-        &mut slices,
-        Some(&mut control),
-        MsgFlags::MSG_DONTWAIT,
-    )?;
+    let message =
+        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
     let client = message.address.as_ref().and_then(socket_address);
-    let server = message
-        .cmsgs()
-        .ok()
-        .and_then(|mut all| all.find_map(|one| local_address(&one)));
+    let server = message.cmsgs().ok().and_then(|mut all| all.find_map(|one| local_address(&one)));
     let whole = !message.flags.contains(MsgFlags::MSG_TRUNC);
     let length = message.bytes;
     // Port 0 can't be replied to.
@@ -235,14 +204,8 @@ fn receive_one(socket: &UdpSocket, buffer: &mut [u8]) -> Result<Option<Datagram>
 }
 
 fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = address
-        .as_sockaddr_in()
-        .map(|v4| SocketAddr::V4(SocketAddrV4::from(*v4)));
-    v4.or_else(|| {
-        address
-            .as_sockaddr_in6()
-            .map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6)))
-    })
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4(SocketAddrV4::from(*v4)));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6))))
 }
 
 fn local_address(message: &ControlMessageOwned) -> Option<IpAddr> {
@@ -250,9 +213,7 @@ fn local_address(message: &ControlMessageOwned) -> Option<IpAddr> {
         ControlMessageOwned::Ipv4PacketInfo(info) => {
             Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into())
         }
-        ControlMessageOwned::Ipv6PacketInfo(info) => {
-            Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into())
-        }
+        ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
         _ => None,
     }
 }
@@ -263,34 +224,17 @@ async fn send(socket: &UdpSocket, reply: &[u8], (client, server): (SocketAddr, O
         let to = SockaddrStorage::from(client);
         let slices = [IoSlice::new(reply)];
         let send = |control: &[ControlMessage<'_>]| {
-            sendmsg(
-                socket.as_raw_fd(),
-                &slices,
-                control,
-                MsgFlags::MSG_DONTWAIT,
-                Some(&to),
-            )
-            .map_err(io::Error::from)
+            sendmsg(socket.as_raw_fd(), &slices, control, MsgFlags::MSG_DONTWAIT, Some(&to)).map_err(io::Error::from)
         };
         match server {
             Some(IpAddr::V4(from)) => {
-                let address = libc::in_addr {
-                    s_addr: u32::from(from).to_be(),
-                };
-                let info = libc::in_pktinfo {
-                    ipi_ifindex: 0,
-                    ipi_spec_dst: address,
-                    ipi_addr: libc::in_addr { s_addr: 0 },
-                };
+                let address = libc::in_addr { s_addr: u32::from(from).to_be() };
+                let info =
+                    libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: libc::in_addr { s_addr: 0 } };
                 send(&[ControlMessage::Ipv4PacketInfo(&info)])
             }
             Some(IpAddr::V6(from)) => {
-                let info = libc::in6_pktinfo {
-                    ipi6_addr: libc::in6_addr {
-                        s6_addr: from.octets(),
-                    },
-                    ipi6_ifindex: 0,
-                };
+                let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: from.octets() }, ipi6_ifindex: 0 };
                 send(&[ControlMessage::Ipv6PacketInfo(&info)])
             }
             None => send(&[]),
@@ -328,11 +272,7 @@ async fn serve_tcp(listener: TcpListener, answerer: Arc<Answerer>) -> io::Result
 }
 
 /// Answers one connection's questions in their order, until it is idle or closed.
-async fn converse(
-    mut stream: TcpStream,
-    client: SocketAddr,
-    answerer: &Answerer,
-) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, client: SocketAddr, answerer: &Answerer) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let server = stream.local_addr().ok().map(|address| address.ip());
     loop {
@@ -341,11 +281,7 @@ async fn converse(
             Ok(Ok(None)) | Err(_) => return Ok(()),
             Ok(Err(error)) => return Err(error),
         };
-        let via = Via {
-            client,
-            protocol: Protocol::Tcp,
-            server,
-        };
+        let via = Via { client, protocol: Protocol::Tcp, server };
         let reply = match answerer.receive(bytes, via) {
             Received::Ignore => continue,
             Received::Reply(reply) => Some(reply),
@@ -362,11 +298,7 @@ async fn converse(
 async fn framed(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 2];
     if let Err(error) = stream.read_exact(&mut length).await {
-        return if error.kind() == io::ErrorKind::UnexpectedEof {
-            Ok(None)
-        } else {
-            Err(error)
-        };
+        return if error.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(error) };
     }
     let length = usize::from(u16::from_be_bytes(length));
     if length > LARGEST_REQUEST {

@@ -96,12 +96,7 @@ pub fn receive(zone: &Zone, bytes: Vec<u8>, via: Via) -> Received {
     let Ok(request) = Request::from_bytes(bytes, via.client, via.protocol) else {
         return Received::Reply(bare_reply(&metadata, ResponseCode::FormErr));
     };
-    let Some(asked) = request
-        .queries
-        .queries()
-        .first()
-        .map(|asked| asked.original().clone())
-    else {
+    let Some(asked) = request.queries.queries().first().map(|asked| asked.original().clone()) else {
         return Received::Reply(bare_reply(&metadata, ResponseCode::FormErr));
     };
     if request.version() > 0 {
@@ -138,10 +133,7 @@ pub fn reply(zone: &Zone, question: &Question, view: View<'_>) -> (Vec<u8>, Resp
             };
             (answer, Some(stale))
         }
-        View::Nothing(Lack::NoQuorum) => (
-            Answer::code(ResponseCode::ServFail),
-            Some(NO_REACHABLE_AUTHORITY),
-        ),
+        View::Nothing(Lack::NoQuorum) => (Answer::code(ResponseCode::ServFail), Some(NO_REACHABLE_AUTHORITY)),
         View::Nothing(Lack::Overload) => (Answer::code(ResponseCode::ServFail), None),
     };
     (write(&question.request, &answer, error), answer.code)
@@ -151,10 +143,7 @@ pub fn reply(zone: &Zone, question: &Question, view: View<'_>) -> (Vec<u8>, Resp
 fn bare_reply(request: &Metadata, code: ResponseCode) -> Vec<u8> {
     let mut metadata = Metadata::response_from_request(request);
     metadata.response_code = code;
-    let header = Header {
-        metadata,
-        counts: HeaderCounts::default(),
-    };
+    let header = Header { metadata, counts: HeaderCounts::default() };
     let mut bytes = Vec::with_capacity(12);
     // Twelve bytes into an unbounded vector: there is nothing to fail.
     let _ = header.emit(&mut BinEncoder::new(&mut bytes));
@@ -172,11 +161,7 @@ fn write(request: &Request, answer: &Answer, error: Option<u16>) -> Vec<u8> {
     let mut metadata = Metadata::response_from_request(&request.metadata);
     metadata.response_code = answer.code;
     metadata.authoritative = matches!(answer.code, ResponseCode::NoError | ResponseCode::NXDomain);
-    let mut parts = Parts {
-        answers: &answer.answers,
-        authority: &answer.authority,
-        additionals: &answer.additionals,
-    };
+    let mut parts = Parts { answers: &answer.answers, authority: &answer.authority, additionals: &answer.additionals };
     if parts.len() > 1 {
         // Measured without the OPT record, whose room is kept: it comes last and must not be what is cut.
         let room = limit.saturating_sub(edns.as_ref().map_or(0, encoded_len));
@@ -184,8 +169,8 @@ fn write(request: &Request, answer: &Answer, error: Option<u16>) -> Vec<u8> {
             return bare_reply(&request.metadata, ResponseCode::ServFail);
         };
         // Glue that doesn't fit is no truncation (RFC 2181 9).
-        metadata.truncation = usize::from(fit.answers) < parts.answers.len()
-            || usize::from(fit.authorities) < parts.authority.len();
+        metadata.truncation =
+            usize::from(fit.answers) < parts.answers.len() || usize::from(fit.authorities) < parts.authority.len();
         parts = parts.first(fit);
     }
     match encode(request, &metadata, &parts, (edns.as_ref(), limit)) {
@@ -207,8 +192,7 @@ impl<'a> Parts<'a> {
     }
 
     fn first(self, fit: HeaderCounts) -> Self {
-        let some =
-            |records: &'a [Record], count: u16| &records[..usize::from(count).min(records.len())];
+        let some = |records: &'a [Record], count: u16| &records[..usize::from(count).min(records.len())];
         Self {
             answers: some(self.answers, fit.answers),
             authority: some(self.authority, fit.authorities),
@@ -225,13 +209,7 @@ fn encode(
     (edns, limit): (Option<&Edns>, u16),
 ) -> Option<(Vec<u8>, HeaderCounts)> {
     let response = MessageResponseBuilder::new(&request.queries, edns);
-    let response = response.build(
-        *metadata,
-        parts.answers,
-        parts.authority,
-        &[][..],
-        parts.additionals,
-    );
+    let response = response.build(*metadata, parts.answers, parts.authority, &[][..], parts.additionals);
     let mut bytes = Vec::with_capacity(512);
     let mut encoder = BinEncoder::new(&mut bytes);
     encoder.set_max_size(limit);
@@ -272,11 +250,7 @@ mod tests {
     }
 
     fn via(protocol: Protocol) -> Via {
-        Via {
-            client: "192.0.2.7:4242".parse().unwrap(),
-            protocol,
-            server: None,
-        }
+        Via { client: "192.0.2.7:4242".parse().unwrap(), protocol, server: None }
     }
 
     fn request(name: &str, kind: RecordType) -> Message {
@@ -311,15 +285,10 @@ mod tests {
 
     fn extended_error(message: &Message) -> Option<u16> {
         let edns = message.edns.as_ref()?;
-        edns.options()
-            .options
-            .iter()
-            .find_map(|(_, option)| match option {
-                EdnsOption::Unknown(EXTENDED_ERROR, bytes) => {
-                    Some(u16::from_be_bytes([bytes[0], bytes[1]]))
-                }
-                _ => None,
-            })
+        edns.options().options.iter().find_map(|(_, option)| match option {
+            EdnsOption::Unknown(EXTENDED_ERROR, bytes) => Some(u16::from_be_bytes([bytes[0], bytes[1]])),
+            _ => None,
+        })
     }
 
     #[test]
@@ -331,26 +300,15 @@ mod tests {
         assert!(reply.metadata.authoritative && reply.metadata.recursion_desired);
         assert!(!reply.metadata.recursion_available && !reply.metadata.truncation);
         assert!(reply.queries[0].name().eq_case(asked.queries[0].name()));
-        assert_eq!(
-            reply.answers[0].data,
-            RData::A("10.96.0.10".parse().unwrap())
-        );
+        assert_eq!(reply.answers[0].data, RData::A("10.96.0.10".parse().unwrap()));
         assert!(reply.edns.is_none());
     }
 
     #[test]
     fn what_is_no_question_of_ours() {
         let state = sample::state();
-        let code = |message: &Message| {
-            exchange(message, View::Fresh(&state), Protocol::Udp)
-                .0
-                .metadata
-                .response_code
-        };
-        assert_eq!(
-            code(&request("example.com.", RecordType::A)),
-            ResponseCode::Refused
-        );
+        let code = |message: &Message| exchange(message, View::Fresh(&state), Protocol::Udp).0.metadata.response_code;
+        assert_eq!(code(&request("example.com.", RecordType::A)), ResponseCode::Refused);
         let mut chaos = request("web.shop.svc.cluster.local.", RecordType::TXT);
         chaos.queries[0].set_query_class(DNSClass::CH);
         assert_eq!(code(&chaos), ResponseCode::Refused);
@@ -375,22 +333,13 @@ mod tests {
         let mut response = request("web.shop.svc.cluster.local.", RecordType::A);
         response.metadata.message_type = MessageType::Response;
         for bytes in [vec![], vec![0; 11], response.to_vec().unwrap()] {
-            assert_eq!(
-                exchange_bytes(bytes, View::Fresh(&state), Protocol::Udp),
-                None
-            );
+            assert_eq!(exchange_bytes(bytes, View::Fresh(&state), Protocol::Udp), None);
         }
         // A header that promises 65535 questions, and one that promises records which don't come.
-        for counts in [
-            [0xff, 0xff, 0, 0, 0, 0, 0, 0],
-            [0, 1, 0xff, 0xff, 0, 0, 0xff, 0xff],
-        ] {
+        for counts in [[0xff, 0xff, 0, 0, 0, 0, 0, 0], [0, 1, 0xff, 0xff, 0, 0, 0xff, 0xff]] {
             let bytes = [&[0x12, 0x34, 1, 0][..], &counts].concat();
             let reply = exchange_bytes(bytes, View::Fresh(&state), Protocol::Udp).unwrap();
-            assert_eq!(
-                (reply.len(), reply[0], reply[1], reply[3] & 0xf),
-                (12, 0x12, 0x34, 1)
-            );
+            assert_eq!((reply.len(), reply[0], reply[1], reply[3] & 0xf), (12, 0x12, 0x34, 1));
         }
     }
 
@@ -405,18 +354,9 @@ mod tests {
             "{size} {}",
             plain.answers.len()
         );
-        for (payload, limit) in [
-            (0, 512),
-            (512, 512),
-            (1000, 1000),
-            (1232, 1232),
-            (65535, 1232),
-        ] {
+        for (payload, limit) in [(0, 512), (512, 512), (1000, 1000), (1232, 1232), (65535, 1232)] {
             let (reply, size) = exchange(&edns(asked.clone(), payload), view, Protocol::Udp);
-            assert!(
-                reply.metadata.truncation && size <= limit && size > limit - 32,
-                "{payload}: {size}"
-            );
+            assert!(reply.metadata.truncation && size <= limit && size > limit - 32, "{payload}: {size}");
             assert!(reply.edns.as_ref().unwrap().flags().dnssec_ok);
             assert_eq!(reply.edns.unwrap().max_payload(), LARGEST_UDP);
         }
@@ -452,61 +392,24 @@ mod tests {
         let web = || edns(request("web.shop.svc.cluster.local.", RecordType::A), 1232);
         let none = || edns(request("none.shop.svc.cluster.local.", RecordType::A), 1232);
         let table = [
-            (
-                web(),
-                View::Stale(&state),
-                ResponseCode::NoError,
-                Some(STALE_ANSWER),
-            ),
-            (
-                none(),
-                View::Stale(&state),
-                ResponseCode::NXDomain,
-                Some(STALE_NXDOMAIN),
-            ),
+            (web(), View::Stale(&state), ResponseCode::NoError, Some(STALE_ANSWER)),
+            (none(), View::Stale(&state), ResponseCode::NXDomain, Some(STALE_NXDOMAIN)),
             (none(), View::Fresh(&state), ResponseCode::NXDomain, None),
-            (
-                none(),
-                View::Fresh(&nobody),
-                ResponseCode::ServFail,
-                Some(NOT_READY),
-            ),
-            (
-                none(),
-                View::Stale(&nobody),
-                ResponseCode::ServFail,
-                Some(NOT_READY),
-            ),
-            (
-                web(),
-                View::Nothing(Lack::NoQuorum),
-                ResponseCode::ServFail,
-                Some(NO_REACHABLE_AUTHORITY),
-            ),
-            (
-                web(),
-                View::Nothing(Lack::Overload),
-                ResponseCode::ServFail,
-                None,
-            ),
+            (none(), View::Fresh(&nobody), ResponseCode::ServFail, Some(NOT_READY)),
+            (none(), View::Stale(&nobody), ResponseCode::ServFail, Some(NOT_READY)),
+            (web(), View::Nothing(Lack::NoQuorum), ResponseCode::ServFail, Some(NO_REACHABLE_AUTHORITY)),
+            (web(), View::Nothing(Lack::Overload), ResponseCode::ServFail, None),
         ];
         for (asked, view, code, error) in table {
             let (reply, _) = exchange(&asked, view, Protocol::Udp);
-            assert_eq!(
-                (reply.metadata.response_code, extended_error(&reply)),
-                (code, error),
-                "{view:?}"
-            );
+            assert_eq!((reply.metadata.response_code, extended_error(&reply)), (code, error), "{view:?}");
             let stale = matches!(view, View::Stale(_));
             let records = reply.answers.iter().chain(&reply.authorities);
             assert!(records.into_iter().all(|record| (record.ttl == 0) == stale));
         }
         // A client without EDNS gets the same answer without the mark.
-        let (reply, _) = exchange(
-            &request("web.shop.svc.cluster.local.", RecordType::A),
-            View::Stale(&state),
-            Protocol::Udp,
-        );
+        let (reply, _) =
+            exchange(&request("web.shop.svc.cluster.local.", RecordType::A), View::Stale(&state), Protocol::Udp);
         assert_eq!((reply.answers[0].ttl, reply.edns), (0, None));
     }
 

@@ -3,8 +3,7 @@
 use crate::machine::{FORMAT_VERSION, Snapshot, State};
 use fairlead_proto::internal::v1::{StateMeta, StateRecord, state_record};
 use fairlead_proto::v1::{
-    Endpoint, EndpointPort, Endpoints, Namespace, Object, ObjectMeta, Service, ServicePort,
-    ServiceSpec,
+    Endpoint, EndpointPort, Endpoints, Namespace, Object, ObjectMeta, Service, ServicePort, ServiceSpec,
 };
 use std::sync::Arc;
 
@@ -19,9 +18,7 @@ pub const REVISION: u64 = (1 << 32) + 77;
 /// - `quiet`: headless, one endpoint, not ready; `plain`: headless without ports, one endpoint;
 /// - `ext` → example.com, `near` → web, `round` → itself, `number` → 192.0.2.1 (ExternalNames).
 pub fn state() -> State {
-    let ready = |address: &str, hostname: &str, ports: &[(&str, i32)]| {
-        endpoint(address, hostname, ports, true)
-    };
+    let ready = |address: &str, hostname: &str, ports: &[(&str, i32)]| endpoint(address, hostname, ports, true);
     let pg = [("pg", 5432), ("stats", 9000)];
     let db = vec![
         ready("10.244.1.3", "db-0", &pg),
@@ -33,30 +30,16 @@ pub fn state() -> State {
     let objects: Vec<Object> = vec![
         namespace("shop"),
         namespace("bare"),
-        service(
-            "web",
-            &["10.96.0.10"],
-            &[("http", "TCP", 80), ("", "UDP", 53)],
-        ),
+        service("web", &["10.96.0.10"], &[("http", "TCP", 80), ("", "UDP", 53)]),
         endpoints(
             "web",
-            vec![
-                ready("10.244.1.2", "", &[("http", 8080)]),
-                endpoint("10.244.1.9", "", &[("http", 8080)], false),
-            ],
+            vec![ready("10.244.1.2", "", &[("http", 8080)]), endpoint("10.244.1.9", "", &[("http", 8080)], false)],
         ),
         service("empty", &["10.96.0.11"], &[("http", "TCP", 80)]),
-        service(
-            "db",
-            &["None"],
-            &[("pg", "TCP", 5432), ("stats", "TCP", 9000)],
-        ),
+        service("db", &["None"], &[("pg", "TCP", 5432), ("stats", "TCP", 9000)]),
         endpoints("db", db),
         service("quiet", &["None"], &[("http", "TCP", 80)]),
-        endpoints(
-            "quiet",
-            vec![endpoint("10.244.1.6", "", &[("http", 80)], false)],
-        ),
+        endpoints("quiet", vec![endpoint("10.244.1.6", "", &[("http", 80)], false)]),
         service("plain", &["None"], &[]),
         endpoints("plain", vec![ready("10.244.1.7", "", &[])]),
         external("ext", "example.com"),
@@ -70,13 +53,7 @@ pub fn state() -> State {
 
 /// An IPv6 cluster: in `shop`, service `six` at fd00:96::12, port https 443.
 pub fn state_v6() -> State {
-    of(
-        "fd00:96::/112",
-        vec![
-            namespace("shop"),
-            service("six", &["fd00:96::12"], &[("https", "TCP", 443)]),
-        ],
-    )
+    of("fd00:96::/112", vec![namespace("shop"), service("six", &["fd00:96::12"], &[("https", "TCP", 443)])])
 }
 
 /// A headless service `many` in `shop` with this many ready endpoints, beside nothing else.
@@ -85,20 +62,13 @@ pub fn many(endpoints_ready: u32) -> State {
     let all = (1..=endpoints_ready).map(|i| endpoint(&address(i), "", &[("http", 80)], true));
     of(
         "10.96.0.0/12",
-        vec![
-            namespace("shop"),
-            service("many", &["None"], &[("http", "TCP", 80)]),
-            endpoints("many", all.collect()),
-        ],
+        vec![namespace("shop"), service("many", &["None"], &[("http", "TCP", 80)]), endpoints("many", all.collect())],
     )
 }
 
 /// A snapshot of a state, without history.
 pub fn snapshot(state: State) -> Arc<Snapshot> {
-    Arc::new(Snapshot {
-        state,
-        ..Snapshot::default()
-    })
+    Arc::new(Snapshot { state, ..Snapshot::default() })
 }
 
 fn of(service_cidr: &str, objects: Vec<Object>) -> State {
@@ -118,20 +88,11 @@ fn of(service_cidr: &str, objects: Vec<Object>) -> State {
 }
 
 fn metadata(namespace: &str, name: &str) -> Option<ObjectMeta> {
-    Some(ObjectMeta {
-        name: name.into(),
-        namespace: namespace.into(),
-        revision: 1,
-        ..ObjectMeta::default()
-    })
+    Some(ObjectMeta { name: name.into(), namespace: namespace.into(), revision: 1, ..ObjectMeta::default() })
 }
 
 fn namespace(name: &str) -> Object {
-    Namespace {
-        metadata: metadata("", name),
-        ..Namespace::default()
-    }
-    .into()
+    Namespace { metadata: metadata("", name), ..Namespace::default() }.into()
 }
 
 fn service(name: &str, cluster_ips: &[&str], ports: &[(&str, &str, i32)]) -> Object {
@@ -148,35 +109,17 @@ fn service(name: &str, cluster_ips: &[&str], ports: &[(&str, &str, i32)]) -> Obj
         ports: ports.iter().map(port).collect(),
         ..ServiceSpec::default()
     };
-    Service {
-        metadata: metadata("shop", name),
-        spec: Some(spec),
-        ..Service::default()
-    }
-    .into()
+    Service { metadata: metadata("shop", name), spec: Some(spec), ..Service::default() }.into()
 }
 
 fn external(name: &str, external_name: &str) -> Object {
-    let spec = ServiceSpec {
-        r#type: "ExternalName".into(),
-        external_name: external_name.into(),
-        ..ServiceSpec::default()
-    };
-    Service {
-        metadata: metadata("shop", name),
-        spec: Some(spec),
-        ..Service::default()
-    }
-    .into()
+    let spec =
+        ServiceSpec { r#type: "ExternalName".into(), external_name: external_name.into(), ..ServiceSpec::default() };
+    Service { metadata: metadata("shop", name), spec: Some(spec), ..Service::default() }.into()
 }
 
 fn endpoints(name: &str, endpoints: Vec<Endpoint>) -> Object {
-    Endpoints {
-        metadata: metadata("shop", name),
-        endpoints,
-        ..Endpoints::default()
-    }
-    .into()
+    Endpoints { metadata: metadata("shop", name), endpoints, ..Endpoints::default() }.into()
 }
 
 fn endpoint(address: &str, hostname: &str, ports: &[(&str, i32)], ready: bool) -> Endpoint {

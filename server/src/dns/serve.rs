@@ -22,8 +22,7 @@ pub const READ_WAIT: Duration = Duration::from_millis(500);
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 
 /// A linearizable read: a snapshot that holds every write acknowledged before the call.
-pub type ReadFn =
-    Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<Snapshot>, ReadFailed>> + Send + Sync>;
+pub type ReadFn = Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<Snapshot>, ReadFailed>> + Send + Sync>;
 /// The newest snapshot that this server has.
 pub type LocalFn = Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>;
 
@@ -101,12 +100,7 @@ pub enum DnsError {
 ///
 /// # Errors
 /// [`DnsError`]: a bad zone, an address in use, a socket that failed.
-pub async fn serve(
-    config: Config,
-    read: ReadFn,
-    local: LocalFn,
-    cancel: CancellationToken,
-) -> Result<(), DnsError> {
+pub async fn serve(config: Config, read: ReadFn, local: LocalFn, cancel: CancellationToken) -> Result<(), DnsError> {
     let listeners = Listeners::open(config.listen)?;
     let answerer = Arc::new(Answerer::new(&config, read, local)?);
     let measured = answerer.clone().measure();
@@ -215,9 +209,7 @@ impl Answerer {
 
     /// Measures the local snapshot's age without questions, so that an idle server doesn't take itself for stale.
     async fn measure(self: Arc<Self>) {
-        let every = MEASURE_EVERY
-            .min(self.max_stale / 4)
-            .max(Duration::from_millis(100));
+        let every = MEASURE_EVERY.min(self.max_stale / 4).max(Duration::from_millis(100));
         loop {
             let asked_at = Instant::now();
             if let Ok(Ok(_)) = tokio::time::timeout(READ_WAIT, (self.read)()).await {
@@ -280,18 +272,9 @@ mod tests {
             let address = listeners.address();
             drop(listeners);
             let cancel = CancellationToken::new();
-            let config = Config {
-                listen: address,
-                ..config
-            };
+            let config = Config { listen: address, ..config };
             let task = tokio::spawn(serve(config, read, local, cancel.clone()));
-            let served = Self {
-                address,
-                quorum,
-                reads,
-                cancel,
-                task,
-            };
+            let served = Self { address, quorum, reads, cancel, task };
             while TcpStream::connect(served.address).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -303,22 +286,14 @@ mod tests {
         }
 
         async fn udp_at(&self, server: SocketAddr, name: &str) -> Message {
-            let any: SocketAddr = if server.is_ipv4() {
-                "127.0.0.1:0"
-            } else {
-                "[::1]:0"
-            }
-            .parse()
-            .unwrap();
+            let any: SocketAddr = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
             let socket = UdpSocket::bind(any).await.unwrap();
             // A connected socket takes replies from the address it asked and from no other.
             socket.connect(server).await.unwrap();
             socket.send(&request(name).to_vec().unwrap()).await.unwrap();
             let mut buffer = [0; 2048];
-            let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer))
-                .await
-                .unwrap()
-                .unwrap();
+            let length =
+                tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await.unwrap().unwrap();
             Message::from_vec(&buffer[..length]).unwrap()
         }
 
@@ -329,10 +304,7 @@ mod tests {
     }
 
     fn loopback() -> Config {
-        Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            ..Config::default()
-        }
+        Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() }
     }
 
     fn request(name: &str) -> Message {
@@ -378,14 +350,7 @@ mod tests {
     async fn a_wildcard_listener_replies_from_the_address_asked() {
         for (listen, asked) in [("0.0.0.0:0", "127.0.0.77"), ("[::]:0", "::1")] {
             let listen = listen.parse().unwrap();
-            let served = Served::start(
-                Config {
-                    listen,
-                    ..Config::default()
-                },
-                sample::state(),
-            )
-            .await;
+            let served = Served::start(Config { listen, ..Config::default() }, sample::state()).await;
             let server = SocketAddr::new(asked.parse().unwrap(), served.address.port());
             assert_eq!(served.udp_at(server, WEB).await.answers.len(), 1);
             let own = served.udp_at(server, "ns.dns.cluster.local.").await;
@@ -402,15 +367,8 @@ mod tests {
         served.quorum.store(false, Ordering::Relaxed);
         let begun = Instant::now();
         let reply = served.udp(WEB).await;
-        assert!(
-            begun.elapsed() >= READ_WAIT && begun.elapsed() < 8 * READ_WAIT,
-            "{:?}",
-            begun.elapsed()
-        );
-        assert_eq!(
-            (reply.metadata.response_code, reply.answers[0].ttl),
-            (ResponseCode::NoError, 0)
-        );
+        assert!(begun.elapsed() >= READ_WAIT && begun.elapsed() < 8 * READ_WAIT, "{:?}", begun.elapsed());
+        assert_eq!((reply.metadata.response_code, reply.answers[0].ttl), (ResponseCode::NoError, 0));
         assert!(!reply.edns.unwrap().options().options.is_empty());
         served.quorum.store(true, Ordering::Relaxed);
         assert_eq!(served.udp(WEB).await.answers[0].ttl, 5);
@@ -419,23 +377,14 @@ mod tests {
 
     #[tokio::test]
     async fn strict_or_too_old_is_a_failure() {
-        let strict = Config {
-            stale: StalePolicy::Strict,
-            ..loopback()
-        };
-        let old = Config {
-            max_stale: Duration::from_millis(200),
-            ..loopback()
-        };
+        let strict = Config { stale: StalePolicy::Strict, ..loopback() };
+        let old = Config { max_stale: Duration::from_millis(200), ..loopback() };
         for config in [strict, old] {
             let served = Served::start(config, sample::state()).await;
             served.quorum.store(false, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(250)).await;
             let reply = served.udp(WEB).await;
-            assert_eq!(
-                (reply.metadata.response_code, reply.answers.len()),
-                (ResponseCode::ServFail, 0)
-            );
+            assert_eq!((reply.metadata.response_code, reply.answers.len()), (ResponseCode::ServFail, 0));
             served.end().await;
         }
     }
@@ -443,10 +392,7 @@ mod tests {
     #[tokio::test]
     async fn no_cluster_is_no_denial() {
         let served = Served::start(loopback(), State::default()).await;
-        assert_eq!(
-            served.udp(WEB).await.metadata.response_code,
-            ResponseCode::ServFail
-        );
+        assert_eq!(served.udp(WEB).await.metadata.response_code, ResponseCode::ServFail);
         served.end().await;
     }
 
@@ -475,14 +421,8 @@ mod tests {
         let served = Served::start(loopback(), sample::state()).await;
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         for length in [0, 1, 11, 12, 13, 40, 500, 5000] {
-            socket
-                .send_to(&vec![0x5a; length], served.address)
-                .await
-                .unwrap();
-            socket
-                .send_to(&vec![0; length], served.address)
-                .await
-                .unwrap();
+            socket.send_to(&vec![0x5a; length], served.address).await.unwrap();
+            socket.send_to(&vec![0; length], served.address).await.unwrap();
         }
         // A frame larger than any question, and a connection cut within one.
         for bytes in [&[0xff, 0xff, 1, 2, 3][..], &[0, 40, 1]] {
@@ -497,41 +437,21 @@ mod tests {
     async fn an_address_in_use_is_one_sentence() {
         let served = Served::start(loopback(), sample::state()).await;
         let message = Listeners::open(served.address).err().unwrap().to_string();
-        assert!(
-            message.starts_with(&format!(
-                "can't listen on {} for DNS (TCP): ",
-                served.address
-            )),
-            "{message}"
-        );
+        assert!(message.starts_with(&format!("can't listen on {} for DNS (TCP): ", served.address)), "{message}");
         assert!(message.contains("--listen-dns"), "{message}");
         served.end().await;
         let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let message = Listeners::open(taken.local_addr().unwrap())
-            .err()
-            .unwrap()
-            .to_string();
+        let message = Listeners::open(taken.local_addr().unwrap()).err().unwrap().to_string();
         assert!(message.contains("for DNS (UDP): "), "{message}");
-        let elsewhere = Listeners::open("192.0.2.1:0".parse().unwrap())
-            .err()
-            .unwrap()
-            .to_string();
-        assert!(
-            elsewhere.contains("no interface of this host"),
-            "{elsewhere}"
-        );
+        let elsewhere = Listeners::open("192.0.2.1:0".parse().unwrap()).err().unwrap().to_string();
+        assert!(elsewhere.contains("no interface of this host"), "{elsewhere}");
     }
 
     #[tokio::test]
     async fn a_bad_zone_is_refused() {
-        let (read, local): (ReadFn, LocalFn) = (
-            Arc::new(|| Box::pin(std::future::pending())),
-            Arc::new(|| sample::snapshot(State::default())),
-        );
-        let config = Config {
-            zone: "no zone".into(),
-            ..loopback()
-        };
+        let (read, local): (ReadFn, LocalFn) =
+            (Arc::new(|| Box::pin(std::future::pending())), Arc::new(|| sample::snapshot(State::default())));
+        let config = Config { zone: "no zone".into(), ..loopback() };
         let ended = serve(config, read, local, CancellationToken::new()).await;
         assert!(matches!(ended, Err(DnsError::Zone(_))));
     }

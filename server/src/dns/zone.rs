@@ -65,20 +65,14 @@ impl Zone {
     pub fn new(domain: &str, ttl_seconds: u32) -> Result<Self, BadZone> {
         let bad = || BadZone(domain.to_owned());
         let text = domain.strip_suffix('.').unwrap_or(domain);
-        let letters = |label: &str| {
-            label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-        };
+        let letters =
+            |label: &str| label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         let labels = || text.split('.');
         if text.len() > LONGEST_APEX || labels().any(|label| label.is_empty() || !letters(label)) {
             return Err(bad());
         }
         let apex = Name::from_labels(labels().map(str::as_bytes)).map_err(|_| bad())?;
-        Ok(Self {
-            apex: apex.to_lowercase(),
-            ttl_seconds,
-        })
+        Ok(Self { apex: apex.to_lowercase(), ttl_seconds })
     }
 
     /// What a name stands for; `None` = it is not ours.
@@ -91,11 +85,7 @@ impl Zone {
         if depth > DEEPEST {
             return Some(Place::Nowhere);
         }
-        let below = name
-            .iter()
-            .take(depth)
-            .map(label)
-            .collect::<Option<Vec<_>>>();
+        let below = name.iter().take(depth).map(label).collect::<Option<Vec<_>>>();
         Some(below.map_or(Place::Nowhere, |below| below_apex(&below)))
     }
 
@@ -202,37 +192,16 @@ mod tests {
             ("svc.cluster.local.", Some(Place::Services)),
             ("pod.cluster.local.", Some(Place::Pods)),
             ("10-0-0-1.shop.pod.cluster.local.", Some(Place::Nowhere)),
-            (
-                "shop.svc.cluster.local.",
-                Some(Place::Namespace("shop".into())),
-            ),
+            ("shop.svc.cluster.local.", Some(Place::Namespace("shop".into()))),
             ("web.shop.svc.cluster.local.", Some(Place::Service(web()))),
             ("WEB.Shop.SVC.cluster.LOCAL.", Some(Place::Service(web()))),
-            (
-                "db-0.web.shop.svc.cluster.local.",
-                Some(Place::Endpoint(web(), "db-0".into())),
-            ),
-            (
-                "_tcp.web.shop.svc.cluster.local.",
-                Some(Place::Protocol(web(), "TCP")),
-            ),
-            (
-                "_http._TCP.web.shop.svc.cluster.local.",
-                Some(Place::Port(web(), "TCP", "http".into())),
-            ),
-            (
-                "_dns._sctp.web.shop.svc.cluster.local.",
-                Some(Place::Port(web(), "SCTP", "dns".into())),
-            ),
-            (
-                "http._tcp.web.shop.svc.cluster.local.",
-                Some(Place::Nowhere),
-            ),
+            ("db-0.web.shop.svc.cluster.local.", Some(Place::Endpoint(web(), "db-0".into()))),
+            ("_tcp.web.shop.svc.cluster.local.", Some(Place::Protocol(web(), "TCP"))),
+            ("_http._TCP.web.shop.svc.cluster.local.", Some(Place::Port(web(), "TCP", "http".into()))),
+            ("_dns._sctp.web.shop.svc.cluster.local.", Some(Place::Port(web(), "SCTP", "dns".into()))),
+            ("http._tcp.web.shop.svc.cluster.local.", Some(Place::Nowhere)),
             ("_._tcp.web.shop.svc.cluster.local.", Some(Place::Nowhere)),
-            (
-                "_http._icmp.web.shop.svc.cluster.local.",
-                Some(Place::Nowhere),
-            ),
+            ("_http._icmp.web.shop.svc.cluster.local.", Some(Place::Nowhere)),
             ("_http.web.shop.svc.cluster.local.", Some(Place::Nowhere)),
             ("a.b.c.d.e.svc.cluster.local.", Some(Place::Nowhere)),
             ("example.com.", None),
@@ -242,11 +211,7 @@ mod tests {
             ("web.shop.svc.cluster.local.example.com.", None),
         ];
         for (name, expect) in table {
-            assert_eq!(
-                zone().place(&Name::from_ascii(name).unwrap()),
-                expect,
-                "{name}"
-            );
+            assert_eq!(zone().place(&Name::from_ascii(name).unwrap()), expect, "{name}");
         }
     }
 
@@ -255,33 +220,14 @@ mod tests {
         for good in ["cluster.local", "k8s.example.com.", "lan"] {
             assert!(Zone::new(good, 5).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            ".",
-            "a..b",
-            ".local",
-            "white space",
-            "a/b",
-            &"x".repeat(64),
-            &"a.".repeat(120),
-        ] {
-            assert_eq!(
-                Zone::new(bad, 5).unwrap_err(),
-                BadZone(bad.to_owned()),
-                "{bad:?}"
-            );
+        for bad in ["", ".", "a..b", ".local", "white space", "a/b", &"x".repeat(64), &"a.".repeat(120)] {
+            assert_eq!(Zone::new(bad, 5).unwrap_err(), BadZone(bad.to_owned()), "{bad:?}");
         }
     }
 
     #[test]
     fn a_label_that_is_no_text_is_nowhere() {
-        let name = Name::from_labels(vec![
-            &b"\xff\xfe"[..],
-            b"shop",
-            b"svc",
-            b"cluster",
-            b"local",
-        ]);
+        let name = Name::from_labels(vec![&b"\xff\xfe"[..], b"shop", b"svc", b"cluster", b"local"]);
         assert_eq!(zone().place(&name.unwrap()), Some(Place::Nowhere));
     }
 

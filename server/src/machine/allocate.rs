@@ -24,12 +24,7 @@ impl Pool {
     /// A pool without numbers.
     #[must_use]
     pub fn empty() -> Self {
-        Self {
-            first: 1,
-            last: 0,
-            dynamic: 1,
-            free: RedBlackTreeMapSync::new_sync(),
-        }
+        Self { first: 1, last: 0, dynamic: 1, free: RedBlackTreeMapSync::new_sync() }
     }
 
     /// All free; `static_band` numbers at the low end are kept for explicit requests.
@@ -41,12 +36,7 @@ impl Pool {
         let dynamic = first.saturating_add(static_band).min(last);
         let mut free = RedBlackTreeMapSync::new_sync();
         free.insert_mut(last, first);
-        Self {
-            first,
-            last,
-            dynamic,
-            free,
-        }
+        Self { first, last, dynamic, free }
     }
 
     /// Ports `first..=last`.
@@ -70,12 +60,7 @@ impl Pool {
 
     /// Takes a number; false if it isn't free.
     pub fn take(&mut self, number: u128) -> bool {
-        let Some((end, start)) = self
-            .free
-            .range(number..)
-            .next()
-            .map(|(end, start)| (*end, *start))
-        else {
+        let Some((end, start)) = self.free.range(number..).next().map(|(end, start)| (*end, *start)) else {
             return false;
         };
         if start > number {
@@ -98,20 +83,12 @@ impl Pool {
         }
         let mut start = number;
         let mut end = number;
-        if let Some(left) = number
-            .checked_sub(1)
-            .and_then(|before| self.free.get(&before).copied())
-        {
+        if let Some(left) = number.checked_sub(1).and_then(|before| self.free.get(&before).copied()) {
             self.free.remove_mut(&(number - 1));
             start = left;
         }
-        let right = number
-            .checked_add(1)
-            .and_then(|after| self.free.range(after..).next());
-        if let Some((right, _)) = right
-            .map(|(end, start)| (*end, *start))
-            .filter(|(_, start)| *start == number + 1)
-        {
+        let right = number.checked_add(1).and_then(|after| self.free.range(after..).next());
+        if let Some((right, _)) = right.map(|(end, start)| (*end, *start)).filter(|(_, start)| *start == number + 1) {
             self.free.remove_mut(&right);
             end = right;
         }
@@ -128,9 +105,7 @@ impl Pool {
         }
         let upper = self.next_within(self.dynamic, self.last, seed);
         upper.or_else(|| {
-            (self.first < self.dynamic)
-                .then(|| self.next_within(self.first, self.dynamic - 1, seed))
-                .flatten()
+            (self.first < self.dynamic).then(|| self.next_within(self.first, self.dynamic - 1, seed)).flatten()
         })
     }
 
@@ -140,11 +115,7 @@ impl Pool {
         if self.first > self.last {
             return 0;
         }
-        let free = self
-            .free
-            .iter()
-            .map(|(end, start)| end - start + 1)
-            .sum::<u128>();
+        let free = self.free.iter().map(|(end, start)| end - start + 1).sum::<u128>();
         self.last - self.first + 1 - free
     }
 
@@ -156,10 +127,7 @@ impl Pool {
 
     /// The smallest free number at or above one.
     fn free_from(&self, number: u128) -> Option<u128> {
-        self.free
-            .range(number..)
-            .next()
-            .map(|(_, start)| number.max(*start))
+        self.free.range(number..).next().map(|(_, start)| number.max(*start))
     }
 }
 
@@ -178,9 +146,7 @@ pub enum Refused {
     #[error("provided IP is already allocated")]
     Taken,
     /// It isn't the cluster's to give.
-    #[error(
-        "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
-    )]
+    #[error("the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}")]
     OutOfRange {
         /// What was asked for.
         address: String,
@@ -193,10 +159,7 @@ impl Addresses {
     /// No range: nothing can be allocated.
     #[must_use]
     pub fn empty() -> Self {
-        Self {
-            net: None,
-            pool: Pool::empty(),
-        }
+        Self { net: None, pool: Pool::empty() }
     }
 
     /// Every usable address of a CIDR.
@@ -204,31 +167,16 @@ impl Addresses {
     pub fn of_cidr(net: IpNet) -> Self {
         let net = net.trunc();
         let (base, top) = (number(net.network()), number(net.broadcast()));
-        let last = if net.addr().is_ipv4() {
-            top.saturating_sub(1)
-        } else {
-            top
-        };
+        let last = if net.addr().is_ipv4() { top.saturating_sub(1) } else { top };
         let size = (top - base).saturating_add(1);
-        let pool = if base == top {
-            Pool::empty()
-        } else {
-            Pool::new(base + 1, last, address_band(size))
-        };
-        Self {
-            net: Some(net),
-            pool,
-        }
+        let pool = if base == top { Pool::empty() } else { Pool::new(base + 1, last, address_band(size)) };
+        Self { net: Some(net), pool }
     }
 
     /// `IPv4` or `IPv6`, as Kubernetes calls a family.
     #[must_use]
     pub fn family(&self) -> &'static str {
-        if self.net.is_some_and(|net| net.addr().is_ipv6()) {
-            "IPv6"
-        } else {
-            "IPv4"
-        }
+        if self.net.is_some_and(|net| net.addr().is_ipv6()) { "IPv6" } else { "IPv4" }
     }
 
     /// The CIDR as text.
@@ -242,19 +190,11 @@ impl Addresses {
     /// # Errors
     /// [`Refused`] says why not.
     pub fn check(&self, address: IpAddr) -> Result<(), Refused> {
-        let ours = self.net.is_some_and(|net| net.contains(&address))
-            && self.pool.contains(number(address));
+        let ours = self.net.is_some_and(|net| net.contains(&address)) && self.pool.contains(number(address));
         if !ours {
-            return Err(Refused::OutOfRange {
-                address: address.to_string(),
-                range: self.range(),
-            });
+            return Err(Refused::OutOfRange { address: address.to_string(), range: self.range() });
         }
-        if self.pool.is_free(number(address)) {
-            Ok(())
-        } else {
-            Err(Refused::Taken)
-        }
+        if self.pool.is_free(number(address)) { Ok(()) } else { Err(Refused::Taken) }
     }
 
     /// Takes an address; false if it isn't free.
@@ -272,9 +212,7 @@ impl Addresses {
     pub fn next(&self, seed: u64) -> Option<IpAddr> {
         let number = self.pool.next(seed)?;
         match self.net? {
-            IpNet::V4(_) => u32::try_from(number)
-                .ok()
-                .map(|bits| IpAddr::V4(Ipv4Addr::from(bits))),
+            IpNet::V4(_) => u32::try_from(number).ok().map(|bits| IpAddr::V4(Ipv4Addr::from(bits))),
             IpNet::V6(_) => Some(IpAddr::V6(Ipv6Addr::from(number))),
         }
     }
@@ -301,21 +239,13 @@ pub fn seed(parts: &[&str]) -> u64 {
 /// Static band of an address range (KEP-3070): `min(max(16, size/16), 256)`, none for 16 addresses or fewer.
 #[must_use]
 pub fn address_band(size: u128) -> u128 {
-    if size <= 16 {
-        0
-    } else {
-        (size / 16).clamp(16, 256)
-    }
+    if size <= 16 { 0 } else { (size / 16).clamp(16, 256) }
 }
 
 /// Static band of a port range (KEP-3668): `min(max(16, size/32), 128)`, none for 16 ports or fewer.
 #[must_use]
 pub fn port_band(size: u128) -> u128 {
-    if size <= 16 {
-        0
-    } else {
-        (size / 32).clamp(16, 128)
-    }
+    if size <= 16 { 0 } else { (size / 32).clamp(16, 128) }
 }
 
 fn number(address: IpAddr) -> u128 {
@@ -347,15 +277,7 @@ mod tests {
         ] {
             assert_eq!(address_band(size), band, "of {size} addresses");
         }
-        for (size, band) in [
-            (1_u128, 0),
-            (16, 0),
-            (17, 16),
-            (512, 16),
-            (2768, 86),
-            (4096, 128),
-            (65_535, 128),
-        ] {
+        for (size, band) in [(1_u128, 0), (16, 0), (17, 16), (512, 16), (2768, 86), (4096, 128), (65_535, 128)] {
             assert_eq!(port_band(size), band, "of {size} ports");
         }
     }
@@ -381,21 +303,11 @@ mod tests {
         for count in 0..usable.min(600) {
             let address = addresses.next(seed(&[cidr, &count.to_string()])).unwrap();
             assert!(addresses.take(address) && !addresses.take(address));
-            assert!(
-                net.contains(&address) && address != net.network(),
-                "{address} of {cidr}"
-            );
-            assert!(
-                address.is_ipv6() || address != net.broadcast(),
-                "{address} of {cidr}"
-            );
+            assert!(net.contains(&address) && address != net.network(), "{address} of {cidr}");
+            assert!(address.is_ipv6() || address != net.broadcast(), "{address} of {cidr}");
             assert!(seen.insert(address));
             let offset = number(address) - base;
-            assert_eq!(
-                offset > band,
-                count < usable - band.min(usable),
-                "{cidr}: {offset} came as number {count}"
-            );
+            assert_eq!(offset > band, count < usable - band.min(usable), "{cidr}: {offset} came as number {count}");
         }
         assert_eq!(addresses.next(1).is_none(), usable <= 600, "{cidr}");
         assert_eq!(addresses.taken(), usable.min(600));
@@ -416,18 +328,10 @@ mod tests {
             ("10.96.0.16", false),
             ("::1", false),
         ] {
-            assert_eq!(
-                addresses.check(address.parse().unwrap()).is_ok(),
-                ours,
-                "{address}"
-            );
+            assert_eq!(addresses.check(address.parse().unwrap()).is_ok(), ours, "{address}");
         }
         assert!(Addresses::empty().next(7).is_none());
-        assert!(
-            !Addresses::empty()
-                .clone()
-                .release("10.96.0.1".parse().unwrap())
-        );
+        assert!(!Addresses::empty().clone().release("10.96.0.1".parse().unwrap()));
     }
 
     #[test]
@@ -437,11 +341,7 @@ mod tests {
         for index in 0..200 {
             first.insert(addresses.next(seed(&["0b4d-uid", &index.to_string()])));
         }
-        assert!(
-            first.len() > 180,
-            "only {} different starts of 200",
-            first.len()
-        );
+        assert!(first.len() > 180, "only {} different starts of 200", first.len());
     }
 
     proptest! {

@@ -27,17 +27,10 @@ pub(super) fn mark_pod(state: &State, pod: &mut Pod, now: &str) {
 /// Sets or removes a node's conflict condition. One that stands is kept while the networks stay the same.
 pub(super) fn mark_node(state: &State, node: &mut Node, now: &str) {
     let name = node_name(node).to_owned();
-    let old = state
-        .get(&Key::new(Kind::Node, "", &name))
-        .and_then(|object| object.as_node());
-    let was = old
-        .and_then(|old| old.status.as_ref())
-        .map(|status| status.conditions.as_slice())
-        .unwrap_or_default();
+    let old = state.get(&Key::new(Kind::Node, "", &name)).and_then(|object| object.as_node());
+    let was = old.and_then(|old| old.status.as_ref()).map(|status| status.conditions.as_slice()).unwrap_or_default();
     let message = if old.is_some_and(|old| networks(old) == networks(node)) {
-        was.iter()
-            .find(|one| one.r#type == CIDR_CONFLICT && one.status == "True")
-            .map(|one| one.message.clone())
+        was.iter().find(|one| one.r#type == CIDR_CONFLICT && one.status == "True").map(|one| one.message.clone())
     } else {
         overlap(state, node)
     };
@@ -46,10 +39,8 @@ pub(super) fn mark_node(state: &State, node: &mut Node, now: &str) {
 
 /// A node whose conflict condition no longer holds, with it removed or naming another; `None` if all hold.
 pub(super) fn solved_node(state: &State, now: &str) -> Option<Node> {
-    let conflicted = state
-        .list(Kind::Node, "")
-        .filter_map(|object| object.as_node())
-        .filter(|node| derive::is_conflicted(node));
+    let conflicted =
+        state.list(Kind::Node, "").filter_map(|object| object.as_node()).filter(|node| derive::is_conflicted(node));
     for node in conflicted {
         let mut solved = node.clone();
         set_node(&mut solved, overlap(state, node), now);
@@ -62,10 +53,7 @@ pub(super) fn solved_node(state: &State, now: &str) -> Option<Node> {
 
 /// The pods at an address whose condition must change, changed.
 pub(super) fn solved_pods(state: &State, address: IpAddr, now: &str) -> Vec<Pod> {
-    let pods: Vec<&Pod> = state
-        .pods_with_address(address)
-        .filter_map(|object| object.as_pod())
-        .collect();
+    let pods: Vec<&Pod> = state.pods_with_address(address).filter_map(|object| object.as_pod()).collect();
     let claims = || pods.iter().copied().filter(|pod| exists(state, pod));
     let oldest = claims()
         .filter(|pod| !is_blocked(pod))
@@ -77,13 +65,7 @@ pub(super) fn solved_pods(state: &State, address: IpAddr, now: &str) -> Vec<Pod>
     for pod in &pods {
         let blocked = exists(state, pod) && node_of(pod) != holder;
         let mut solved = (*pod).clone();
-        set_pod(
-            &mut solved,
-            first
-                .filter(|_| blocked)
-                .map(|first| conflict_message(pod, first, address)),
-            now,
-        );
+        set_pod(&mut solved, first.filter(|_| blocked).map(|first| conflict_message(pod, first, address)), now);
         if solved != **pod {
             changed.push(solved);
         }
@@ -96,8 +78,7 @@ pub(super) fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition)
     match conditions.iter_mut().find(|one| one.r#type == new.r#type) {
         Some(old) => {
             if old.status == new.status && !old.last_transition_time.is_empty() {
-                new.last_transition_time
-                    .clone_from(&old.last_transition_time);
+                new.last_transition_time.clone_from(&old.last_transition_time);
             }
             *old = new;
         }
@@ -106,39 +87,23 @@ pub(super) fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition)
 }
 
 fn set_pod(pod: &mut Pod, message: Option<String>, now: &str) {
-    let holds = pod.status.as_ref().is_some_and(|status| {
-        status
-            .conditions
-            .iter()
-            .any(|one| one.r#type == ADDRESS_CONFLICT)
-    });
+    let holds =
+        pod.status.as_ref().is_some_and(|status| status.conditions.iter().any(|one| one.r#type == ADDRESS_CONFLICT));
     if message.is_none() && !holds {
         return;
     }
     let status = pod.status.get_or_insert_default();
-    set_or_remove(
-        &mut status.conditions,
-        (ADDRESS_CONFLICT, "AddressInUse"),
-        (message, now),
-    );
+    set_or_remove(&mut status.conditions, (ADDRESS_CONFLICT, "AddressInUse"), (message, now));
 }
 
 fn set_node(node: &mut Node, message: Option<String>, now: &str) {
-    let holds = node.status.as_ref().is_some_and(|status| {
-        status
-            .conditions
-            .iter()
-            .any(|one| one.r#type == CIDR_CONFLICT)
-    });
+    let holds =
+        node.status.as_ref().is_some_and(|status| status.conditions.iter().any(|one| one.r#type == CIDR_CONFLICT));
     if message.is_none() && !holds {
         return;
     }
     let status = node.status.get_or_insert_default();
-    set_or_remove(
-        &mut status.conditions,
-        (CIDR_CONFLICT, "OverlappingPodCIDR"),
-        (message, now),
-    );
+    set_or_remove(&mut status.conditions, (CIDR_CONFLICT, "OverlappingPodCIDR"), (message, now));
 }
 
 fn set_or_remove(conditions: &mut Vec<Condition>, what: (&str, &str), how: (Option<String>, &str)) {
@@ -165,15 +130,10 @@ fn rival(state: &State, pod: &Pod, address: IpAddr) -> Option<String> {
     if !exists(state, pod) {
         return None;
     }
-    let others = state
-        .pods_with_address(address)
-        .filter_map(|object: &ObjectRef| object.as_pod());
-    let mut rivals = others.filter(|other| {
-        node_of(other) != node_of(pod) && !is_blocked(other) && exists(state, other)
-    });
-    rivals
-        .next()
-        .map(|other| conflict_message(pod, other, address))
+    let others = state.pods_with_address(address).filter_map(|object: &ObjectRef| object.as_pod());
+    let mut rivals =
+        others.filter(|other| node_of(other) != node_of(pod) && !is_blocked(other) && exists(state, other));
+    rivals.next().map(|other| conflict_message(pod, other, address))
 }
 
 fn conflict_message(pod: &Pod, first: &Pod, address: IpAddr) -> String {
@@ -189,15 +149,10 @@ fn conflict_message(pod: &Pod, first: &Pod, address: IpAddr) -> String {
 fn overlap(state: &State, node: &Node) -> Option<String> {
     let own = networks(node);
     let name = node_name(node);
-    let others = state
-        .list(Kind::Node, "")
-        .filter_map(|object| object.as_node());
+    let others = state.list(Kind::Node, "").filter_map(|object| object.as_node());
     let rivals = others.filter(|other| node_name(other) != name && !derive::is_conflicted(other));
     for other in rivals {
-        for (one, two) in own
-            .iter()
-            .flat_map(|one| networks(other).into_iter().map(move |two| (one, two)))
-        {
+        for (one, two) in own.iter().flat_map(|one| networks(other).into_iter().map(move |two| (one, two))) {
             if one.contains(&two) || two.contains(one) {
                 let who = node_name(other);
                 return Some(format!(
@@ -229,9 +184,7 @@ pub(super) fn networks_differ(old: Option<&Node>, new: Option<&Node>) -> bool {
 }
 
 fn is_blocked(pod: &Pod) -> bool {
-    pod.status
-        .as_ref()
-        .is_some_and(|status| has_condition(&status.conditions, ADDRESS_CONFLICT))
+    pod.status.as_ref().is_some_and(|status| has_condition(&status.conditions, ADDRESS_CONFLICT))
 }
 
 fn exists(state: &State, pod: &Pod) -> bool {
@@ -239,20 +192,11 @@ fn exists(state: &State, pod: &Pod) -> bool {
 }
 
 fn age(pod: &Pod) -> (String, String) {
-    (
-        pod.metadata
-            .as_ref()
-            .map(|metadata| metadata.creation_timestamp.clone())
-            .unwrap_or_default(),
-        path(pod),
-    )
+    (pod.metadata.as_ref().map(|metadata| metadata.creation_timestamp.clone()).unwrap_or_default(), path(pod))
 }
 
 fn path(pod: &Pod) -> String {
-    pod.metadata
-        .as_ref()
-        .map(|metadata| format!("{}/{}", metadata.namespace, metadata.name))
-        .unwrap_or_default()
+    pod.metadata.as_ref().map(|metadata| format!("{}/{}", metadata.namespace, metadata.name)).unwrap_or_default()
 }
 
 fn node_name(node: &Node) -> &str {

@@ -23,10 +23,7 @@ pub(super) fn recall(state: &State, id: Option<&RequestId>) -> Option<Outcome> {
     let id = id.filter(|id| !id.client.is_empty())?;
     let reject = |rejection| Some(outcome::rejected(state.revision(), rejection));
     if id.client.len() > CLIENT_BYTES {
-        return reject(outcome::invalid_command(&[Invalid::too_long(
-            "request_id.client",
-            CLIENT_BYTES,
-        )]));
+        return reject(outcome::invalid_command(&[Invalid::too_long("request_id.client", CLIENT_BYTES)]));
     }
     if id.sequence == 0 {
         return reject(outcome::invalid_command(&[Invalid::invalid(
@@ -47,22 +44,12 @@ pub(super) fn recall(state: &State, id: Option<&RequestId>) -> Option<Outcome> {
 }
 
 /// Keeps the outcome of a request that was executed; forgets the oldest beyond the bounds.
-pub(super) fn remember(
-    state: &mut State,
-    (id, outcome): (Option<&RequestId>, &Outcome),
-    touched: &mut TouchedRecords,
-) {
+pub(super) fn remember(state: &mut State, (id, outcome): (Option<&RequestId>, &Outcome), touched: &mut TouchedRecords) {
     let Some(id) = id.filter(|id| !id.client.is_empty() && outcome.rejection.is_none()) else {
         return;
     };
     let client = &id.client;
-    state.put_session_write(
-        (client.clone(), id.sequence),
-        Arc::new(Outcome {
-            object: None,
-            ..outcome.clone()
-        }),
-    );
+    state.put_session_write((client.clone(), id.sequence), Arc::new(Outcome { object: None, ..outcome.clone() }));
     touched.session_writes.insert((client.clone(), id.sequence));
     let mut header = state.session_header(client).unwrap_or_default();
     header.last_used = state.applied_entries();
@@ -83,11 +70,7 @@ pub(super) fn remember(
 
 /// A client without a session may have had one.
 fn maybe_forgotten(state: &State, id: &RequestId) -> bool {
-    if id.since > 0 {
-        id.since <= state.dedupe_floor
-    } else {
-        id.sequence > 1 && state.dedupe_floor > 0
-    }
+    if id.since > 0 { id.since <= state.dedupe_floor } else { id.sequence > 1 && state.dedupe_floor > 0 }
 }
 
 fn oldest_beyond_bound(state: &State, client: &str) -> Option<u64> {
@@ -99,10 +82,8 @@ fn oldest_beyond_bound(state: &State, client: &str) -> Option<u64> {
 /// The floor is the revision of the newest outcome that a forgotten session held: whoever saw a later revision before
 /// its first write has had no such session.
 fn forget_session(state: &mut State, client: &str, touched: &mut TouchedRecords) {
-    let writes: Vec<(u64, u64)> = state
-        .writes_of(client)
-        .map(|(sequence, outcome)| (sequence, outcome.revision))
-        .collect();
+    let writes: Vec<(u64, u64)> =
+        state.writes_of(client).map(|(sequence, outcome)| (sequence, outcome.revision)).collect();
     for (sequence, revision) in writes {
         state.dedupe_floor = state.dedupe_floor.max(revision);
         state.remove_session_write(&(client.to_owned(), sequence));
@@ -114,11 +95,6 @@ fn forget_session(state: &mut State, client: &str, touched: &mut TouchedRecords)
 
 /// A kept outcome with its object as it is now.
 fn with_object(state: &State, kept: Outcome) -> Outcome {
-    let object = kept
-        .key
-        .as_ref()
-        .map(Key::from_wire)
-        .and_then(|key| state.get(&key))
-        .map(|object| (**object).clone());
+    let object = kept.key.as_ref().map(Key::from_wire).and_then(|key| state.get(&key)).map(|object| (**object).clone());
     Outcome { object, ..kept }
 }

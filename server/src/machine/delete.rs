@@ -25,24 +25,16 @@ pub(super) enum Removable {
 
 /// Executes a Delete.
 pub(super) fn delete(draft: &mut Draft<'_>, delete: &Delete) -> Result<Done, Rejection> {
-    let key = delete
-        .key
-        .as_ref()
-        .map(Key::from_wire)
-        .filter(|key| key.kind != Kind::Unspecified);
+    let key = delete.key.as_ref().map(Key::from_wire).filter(|key| key.kind != Kind::Unspecified);
     let Some(key) = key else {
         return Err(outcome::invalid_command(&[Invalid::required("key", "")]));
     };
-    let current = draft
-        .state
-        .get(&key)
-        .cloned()
-        .ok_or_else(|| outcome::not_found(&key))?;
+    let current = draft.state.get(&key).cloned().ok_or_else(|| outcome::not_found(&key))?;
     check_preconditions(delete, &key, &current)?;
     match key.kind {
-        Kind::Namespace if STANDING_NAMESPACES.contains(&key.name.as_str()) => Err(
-            outcome::forbidden(&key, "this namespace may not be deleted"),
-        ),
+        Kind::Namespace if STANDING_NAMESPACES.contains(&key.name.as_str()) => {
+            Err(outcome::forbidden(&key, "this namespace may not be deleted"))
+        }
         Kind::Namespace => Ok(delete_namespace(draft, &current)),
         Kind::Endpoints => {
             check_hand_written(draft, &key)?;
@@ -89,23 +81,13 @@ fn begin(draft: &mut Draft<'_>, current: &ObjectRef, grace: Option<i64>) -> Done
 /// What holds back an object, were it marked for deletion. A pod waits for its agent only if that is alive.
 pub(super) fn removable(state: &State, object: &Object) -> Removable {
     let metadata = object.metadata();
-    if !metadata.finalizers.is_empty()
-        || (object.as_namespace().is_some() && !state.is_empty_namespace(&metadata.name))
+    if !metadata.finalizers.is_empty() || (object.as_namespace().is_some() && !state.is_empty_namespace(&metadata.name))
     {
         return Removable::Held;
     }
-    let bound = object
-        .as_pod()
-        .filter(|pod| !derive::is_finished(pod))
-        .and_then(derive::node_of);
-    let graceful = metadata
-        .deletion_grace_period_seconds
-        .is_some_and(|seconds| seconds > 0);
-    if graceful && bound.is_some_and(|node| state.is_live(node)) {
-        Removable::Graceful
-    } else {
-        Removable::Now
-    }
+    let bound = object.as_pod().filter(|pod| !derive::is_finished(pod)).and_then(derive::node_of);
+    let graceful = metadata.deletion_grace_period_seconds.is_some_and(|seconds| seconds > 0);
+    if graceful && bound.is_some_and(|node| state.is_live(node)) { Removable::Graceful } else { Removable::Now }
 }
 
 /// The object marked for deletion. A mark that is there already may be brought forward, never put off.
@@ -113,10 +95,7 @@ fn mark(draft: &Draft<'_>, current: &ObjectRef, grace: Option<i64>) -> Object {
     let mut object = (**current).clone();
     let seconds = match current.as_pod() {
         Some(pod) => {
-            let own = pod
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.termination_grace_period_seconds);
+            let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
             let asked = grace.or(own).unwrap_or(GRACE_SECONDS);
             // Kubernetes takes a negative one for the shortest.
             if asked < 0 { 1 } else { asked }
@@ -127,17 +106,13 @@ fn mark(draft: &Draft<'_>, current: &ObjectRef, grace: Option<i64>) -> Object {
     let Some(metadata) = object.metadata_mut() else {
         return object;
     };
-    let sooner = metadata
-        .deletion_grace_period_seconds
-        .is_none_or(|old| seconds < old);
+    let sooner = metadata.deletion_grace_period_seconds.is_none_or(|old| seconds < old);
     if metadata.deletion_timestamp.is_empty() || sooner {
         metadata.deletion_timestamp = timestamp;
         metadata.deletion_grace_period_seconds = Some(seconds);
     }
     if let Some(object::Kind::Namespace(namespace)) = &mut object.kind {
-        namespace.status = Some(NamespaceStatus {
-            phase: "Terminating".to_owned(),
-        });
+        namespace.status = Some(NamespaceStatus { phase: "Terminating".to_owned() });
     }
     object
 }
@@ -149,11 +124,8 @@ fn delete_namespace(draft: &mut Draft<'_>, current: &ObjectRef) -> Done {
         .into_iter()
         .flat_map(|kind| draft.state.list(kind, &name).cloned().collect::<Vec<_>>())
         .collect();
-    let remain = objects
-        .iter()
-        .any(|object| removable(draft.state, &mark(draft, object, None)) != Removable::Now);
-    let held =
-        remain || !current.metadata().finalizers.is_empty() || has_held_endpoints(draft, &name);
+    let remain = objects.iter().any(|object| removable(draft.state, &mark(draft, object, None)) != Removable::Now);
+    let held = remain || !current.metadata().finalizers.is_empty() || has_held_endpoints(draft, &name);
     let terminating = held.then(|| {
         let marked = mark(draft, current, None);
         draft.write(marked).unwrap_or_else(|| current.clone())
@@ -164,10 +136,7 @@ fn delete_namespace(draft: &mut Draft<'_>, current: &ObjectRef) -> Done {
     // What services leave behind goes with them; the rest was written by hand.
     draft.settle();
     let written: Vec<ObjectRef> = draft.state.list(Kind::Endpoints, &name).cloned().collect();
-    for object in written
-        .iter()
-        .filter(|object| object.as_endpoints().is_some_and(|record| !record.derived))
-    {
+    for object in written.iter().filter(|object| object.as_endpoints().is_some_and(|record| !record.derived)) {
         begin(draft, object, None);
     }
     match terminating {

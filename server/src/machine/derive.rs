@@ -7,8 +7,7 @@
 
 use crate::machine::conflicts::{ADDRESS_CONFLICT, CIDR_CONFLICT};
 use fairlead_proto::v1::{
-    Condition, Container, Endpoint, EndpointPort, Endpoints, Node, ObjectMeta, Pod, Service,
-    ServicePort, int_or_string,
+    Condition, Container, Endpoint, EndpointPort, Endpoints, Node, ObjectMeta, Pod, Service, ServicePort, int_or_string,
 };
 use std::net::IpAddr;
 
@@ -22,25 +21,16 @@ pub fn derive<'a>(
     pods: impl Iterator<Item = &'a Pod>,
     nodes: impl Fn(&str) -> Option<&'a Node>,
 ) -> Endpoints {
-    let mut endpoints: Vec<Endpoint> = pods
-        .filter_map(|pod| endpoint(service, pod, node_of(pod).and_then(&nodes)))
-        .collect();
+    let mut endpoints: Vec<Endpoint> =
+        pods.filter_map(|pod| endpoint(service, pod, node_of(pod).and_then(&nodes))).collect();
     sort(&mut endpoints);
-    Endpoints {
-        metadata: Some(metadata(service)),
-        endpoints,
-        derived: true,
-        extra_json: String::new(),
-    }
+    Endpoints { metadata: Some(metadata(service)), endpoints, derived: true, extra_json: String::new() }
 }
 
 /// True if the servers write this service's endpoints: it has a selector and isn't an ExternalName.
 #[must_use]
 pub fn is_derived(service: &Service) -> bool {
-    service
-        .spec
-        .as_ref()
-        .is_some_and(|spec| !spec.selector.is_empty() && spec.r#type != "ExternalName")
+    service.spec.as_ref().is_some_and(|spec| !spec.selector.is_empty() && spec.r#type != "ExternalName")
 }
 
 /// True if the service's selector matches a pod of its namespace.
@@ -49,38 +39,22 @@ pub fn selects(service: &Service, pod: &Pod) -> bool {
     let (Some(of), Some(pod)) = (&service.metadata, &pod.metadata) else {
         return false;
     };
-    let selector = service
-        .spec
-        .as_ref()
-        .filter(|_| is_derived(service))
-        .map(|spec| &spec.selector);
+    let selector = service.spec.as_ref().filter(|_| is_derived(service)).map(|spec| &spec.selector);
     of.namespace == pod.namespace
-        && selector.is_some_and(|selector| {
-            selector
-                .iter()
-                .all(|(label, value)| pod.labels.get(label) == Some(value))
-        })
+        && selector.is_some_and(|selector| selector.iter().all(|(label, value)| pod.labels.get(label) == Some(value)))
 }
 
 /// What a pod contributes to a service; `node` is the pod's node if that exists. `None`: it is no endpoint.
 #[must_use]
 pub fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>) -> Option<Endpoint> {
-    let publish = service
-        .spec
-        .as_ref()
-        .is_some_and(|spec| spec.publish_not_ready_addresses);
+    let publish = service.spec.as_ref().is_some_and(|spec| spec.publish_not_ready_addresses);
     let on_node = node_of(pod);
-    if !selects(service, pod)
-        || is_finished(pod)
-        || (on_node.is_some() && node.is_none() && !publish)
-    {
+    if !selects(service, pod) || is_finished(pod) || (on_node.is_some() && node.is_none() && !publish) {
         return None;
     }
     let address = pod_address(pod)?;
     let at_node = node.is_some_and(|node| has_address(node, address));
-    if has_condition(pod_conditions(pod), ADDRESS_CONFLICT)
-        || (!at_node && node.is_some_and(is_conflicted))
-    {
+    if has_condition(pod_conditions(pod), ADDRESS_CONFLICT) || (!at_node && node.is_some_and(is_conflicted)) {
         return None;
     }
     let metadata = pod.metadata.as_ref()?;
@@ -88,63 +62,44 @@ pub fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>) -> Option<End
     let service_metadata = service.metadata.as_ref()?;
     let serving = has_condition(pod_conditions(pod), "Ready");
     let terminating = !metadata.deletion_timestamp.is_empty();
-    let named = spec.filter(|spec| {
-        spec.subdomain == service_metadata.name && metadata.namespace == service_metadata.namespace
-    });
+    let named =
+        spec.filter(|spec| spec.subdomain == service_metadata.name && metadata.namespace == service_metadata.namespace);
     let ports = service.spec.iter().flat_map(|spec| &spec.ports);
     Some(Endpoint {
         address: address.to_string(),
         node_name: on_node.unwrap_or_default().to_owned(),
-        zone: node
-            .and_then(|node| node.metadata.as_ref()?.labels.get(ZONE_LABEL).cloned())
-            .unwrap_or_default(),
+        zone: node.and_then(|node| node.metadata.as_ref()?.labels.get(ZONE_LABEL).cloned()).unwrap_or_default(),
         hostname: named.map(|spec| spec.hostname.clone()).unwrap_or_default(),
         pod_name: metadata.name.clone(),
         pod_uid: metadata.uid.clone(),
         ready: publish || (serving && !terminating),
         serving,
         terminating,
-        ports: ports
-            .filter_map(|port| endpoint_port(port, pod, at_node))
-            .collect(),
+        ports: ports.filter_map(|port| endpoint_port(port, pod, at_node)).collect(),
     })
 }
 
 /// The order of a record's endpoints.
 pub(super) fn sort(endpoints: &mut [Endpoint]) {
-    endpoints.sort_by(|one, other| {
-        (&one.address, &one.pod_name).cmp(&(&other.address, &other.pod_name))
-    });
+    endpoints.sort_by(|one, other| (&one.address, &one.pod_name).cmp(&(&other.address, &other.pod_name)));
 }
 
 /// Metadata that a derived record takes from its service.
 pub(super) fn metadata(service: &Service) -> ObjectMeta {
     let of = service.metadata.clone().unwrap_or_default();
     let mut labels = of.labels;
-    if service
-        .spec
-        .as_ref()
-        .is_some_and(|spec| spec.cluster_ip == "None")
-    {
+    if service.spec.as_ref().is_some_and(|spec| spec.cluster_ip == "None") {
         labels.insert(HEADLESS_LABEL.to_owned(), String::new());
     } else {
         labels.remove(HEADLESS_LABEL);
     }
-    ObjectMeta {
-        name: of.name,
-        namespace: of.namespace,
-        labels,
-        ..ObjectMeta::default()
-    }
+    ObjectMeta { name: of.name, namespace: of.namespace, labels, ..ObjectMeta::default() }
 }
 
 /// The node that a pod is bound to, whether or not it exists.
 #[must_use]
 pub fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec
-        .as_ref()
-        .map(|spec| spec.node_name.as_str())
-        .filter(|node| !node.is_empty())
+    pod.spec.as_ref().map(|spec| spec.node_name.as_str()).filter(|node| !node.is_empty())
 }
 
 /// Where a pod is reached; `None` if it has no address yet.
@@ -163,16 +118,12 @@ pub(super) fn claimed_address(pod: &Pod) -> Option<IpAddr> {
 
 /// The pod has run to its end.
 pub(super) fn is_finished(pod: &Pod) -> bool {
-    pod.status
-        .as_ref()
-        .is_some_and(|status| matches!(status.phase.as_str(), "Succeeded" | "Failed"))
+    pod.status.as_ref().is_some_and(|status| matches!(status.phase.as_str(), "Succeeded" | "Failed"))
 }
 
 /// True if the condition is there with status True.
 pub(super) fn has_condition(conditions: &[Condition], name: &str) -> bool {
-    conditions
-        .iter()
-        .any(|condition| condition.r#type == name && condition.status == "True")
+    conditions.iter().any(|condition| condition.r#type == name && condition.status == "True")
 }
 
 fn pod_conditions(pod: &Pod) -> &[Condition] {
@@ -181,24 +132,17 @@ fn pod_conditions(pod: &Pod) -> &[Condition] {
 
 /// The node's pod network overlaps another's.
 pub(super) fn is_conflicted(node: &Node) -> bool {
-    node.status
-        .as_ref()
-        .is_some_and(|status| has_condition(&status.conditions, CIDR_CONFLICT))
+    node.status.as_ref().is_some_and(|status| has_condition(&status.conditions, CIDR_CONFLICT))
 }
 
 fn has_address(node: &Node, address: IpAddr) -> bool {
     let listed = node.status.iter().flat_map(|status| &status.addresses);
-    listed
-        .filter_map(|one| one.address.parse::<IpAddr>().ok())
-        .any(|one| one == address)
+    listed.filter_map(|one| one.address.parse::<IpAddr>().ok()).any(|one| one == address)
 }
 
 /// `None`: a named port that the pod lacks.
 fn endpoint_port(port: &ServicePort, pod: &Pod, at_node: bool) -> Option<EndpointPort> {
-    let target = port
-        .target_port
-        .as_ref()
-        .and_then(|target| target.value.as_ref());
+    let target = port.target_port.as_ref().and_then(|target| target.value.as_ref());
     let protocol = protocol(&port.protocol);
     let number = match target {
         Some(int_or_string::Value::Str(name)) if !name.is_empty() => {
@@ -213,11 +157,7 @@ fn endpoint_port(port: &ServicePort, pod: &Pod, at_node: bool) -> Option<Endpoin
     let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network);
     let published = containers(pod)
         .flat_map(|one| &one.ports)
-        .find(|one| {
-            one.container_port == number
-                && self::protocol(&one.protocol) == protocol
-                && one.host_port != 0
-        })
+        .find(|one| one.container_port == number && self::protocol(&one.protocol) == protocol && one.host_port != 0)
         .filter(|_| at_node && !host_network);
     Some(EndpointPort {
         name: port.name.clone(),
@@ -230,10 +170,7 @@ fn endpoint_port(port: &ServicePort, pod: &Pod, at_node: bool) -> Option<Endpoin
 /// Containers whose ports count: also init containers that keep running beside the others.
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     let spec = pod.spec.iter();
-    let sidecars = spec
-        .clone()
-        .flat_map(|spec| &spec.init_containers)
-        .filter(|one| one.restart_policy == "Always");
+    let sidecars = spec.clone().flat_map(|spec| &spec.init_containers).filter(|one| one.restart_policy == "Always");
     spec.flat_map(|spec| &spec.containers).chain(sidecars)
 }
 
@@ -244,16 +181,9 @@ fn protocol(written: &str) -> &str {
 /// True if two states of a node make no difference to any endpoint.
 pub(super) fn same_for_endpoints(old: Option<&Node>, new: Option<&Node>) -> bool {
     let facts = |node: &Node| {
-        let zone = node
-            .metadata
-            .as_ref()
-            .and_then(|metadata| metadata.labels.get(ZONE_LABEL).cloned());
-        let addresses: Vec<String> = node
-            .status
-            .iter()
-            .flat_map(|status| &status.addresses)
-            .map(|one| one.address.clone())
-            .collect();
+        let zone = node.metadata.as_ref().and_then(|metadata| metadata.labels.get(ZONE_LABEL).cloned());
+        let addresses: Vec<String> =
+            node.status.iter().flat_map(|status| &status.addresses).map(|one| one.address.clone()).collect();
         (zone, addresses, is_conflicted(node))
     };
     old.map(facts) == new.map(facts)

@@ -9,9 +9,7 @@ use crate::machine::derive;
 use crate::machine::{Change, State};
 use fairlead_proto::internal::v1::LeaseEpoch;
 use fairlead_proto::model::{Key, ObjectRef};
-use fairlead_proto::v1::{
-    Endpoint, Endpoints, Kind, Node, Object, ObjectMeta, Pod, Service, object,
-};
+use fairlead_proto::v1::{Endpoint, Endpoints, Kind, Node, Object, ObjectMeta, Pod, Service, object};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -48,12 +46,7 @@ enum Scope {
 impl<'a> Draft<'a> {
     /// Begins an entry.
     pub(super) fn new(state: &'a mut State) -> Self {
-        Self {
-            state,
-            changes: Vec::new(),
-            leases: BTreeSet::new(),
-            stale: Stale::default(),
-        }
+        Self { state, changes: Vec::new(), leases: BTreeSet::new(), stale: Stale::default() }
     }
 
     /// The changes, and the nodes whose leases were written.
@@ -70,9 +63,7 @@ impl<'a> Draft<'a> {
     pub(super) fn after_seconds(&self, seconds: i64) -> String {
         let now = i64::try_from(self.state.at_ms() / 1000).unwrap_or(LAST_SECOND);
         let second = now.saturating_add(seconds.max(0)).min(LAST_SECOND);
-        jiff::Timestamp::from_second(second)
-            .unwrap_or_default()
-            .to_string()
+        jiff::Timestamp::from_second(second).unwrap_or_default().to_string()
     }
 
     /// Creates or replaces an object; `None` if it doesn't differ from what is there. The revision is set here.
@@ -81,9 +72,7 @@ impl<'a> Draft<'a> {
         match &mut object.kind {
             Some(object::Kind::Pod(pod)) => conflicts::mark_pod(self.state, pod, &now),
             Some(object::Kind::Node(node)) => conflicts::mark_node(self.state, node, &now),
-            Some(
-                object::Kind::Namespace(_) | object::Kind::Service(_) | object::Kind::Endpoints(_),
-            ) => {}
+            Some(object::Kind::Namespace(_) | object::Kind::Service(_) | object::Kind::Endpoints(_)) => {}
             None => return None,
         }
         self.store(object)
@@ -101,13 +90,7 @@ impl<'a> Draft<'a> {
         object.metadata_mut()?.revision = revision;
         let new = Arc::new(object);
         self.state.replace(&key, Some(new.clone()));
-        self.record(Change {
-            revision,
-            at_ms: self.state.at_ms(),
-            key,
-            old,
-            new: Some(new.clone()),
-        });
+        self.record(Change { revision, at_ms: self.state.at_ms(), key, old, new: Some(new.clone()) });
         Some(new)
     }
 
@@ -156,8 +139,7 @@ impl<'a> Draft<'a> {
         for namespace in std::mem::take(&mut self.stale.namespaces) {
             let key = Key::new(Kind::Namespace, "", &namespace);
             let ending = self.state.get(&key).is_some_and(|object| {
-                !object.metadata().deletion_timestamp.is_empty()
-                    && object.metadata().finalizers.is_empty()
+                !object.metadata().deletion_timestamp.is_empty() && object.metadata().finalizers.is_empty()
             });
             if ending && self.state.is_empty_namespace(&namespace) {
                 self.remove(&key);
@@ -174,10 +156,9 @@ impl<'a> Draft<'a> {
                 let name = (change.key.namespace.clone(), change.key.name.clone());
                 self.stale.services.insert(name, Scope::Whole);
             }
-            Kind::Node => self.mark_node(
-                &change.key.name,
-                (old.and_then(Object::as_node), new.and_then(Object::as_node)),
-            ),
+            Kind::Node => {
+                self.mark_node(&change.key.name, (old.and_then(Object::as_node), new.and_then(Object::as_node)))
+            }
             Kind::Namespace | Kind::Endpoints | Kind::Unspecified => {}
         }
         if new.is_none() && change.key.kind.is_namespaced() {
@@ -191,17 +172,10 @@ impl<'a> Draft<'a> {
             self.mark_services_of(pod);
         }
         let claim = |pod: Option<&Pod>| {
-            pod.and_then(|pod| {
-                Some((
-                    derive::claimed_address(pod)?,
-                    derive::node_of(pod)?.to_owned(),
-                ))
-            })
+            pod.and_then(|pod| Some((derive::claimed_address(pod)?, derive::node_of(pod)?.to_owned())))
         };
         if claim(old) != claim(new) {
-            self.stale
-                .addresses
-                .extend(claim(old).map(|(address, _)| address));
+            self.stale.addresses.extend(claim(old).map(|(address, _)| address));
         }
     }
 
@@ -210,10 +184,7 @@ impl<'a> Draft<'a> {
             return;
         };
         for service in self.state.services_selecting(pod) {
-            let scope = self
-                .stale
-                .services
-                .entry((metadata.namespace.clone(), service));
+            let scope = self.stale.services.entry((metadata.namespace.clone(), service));
             if let Scope::Pods(pods) = scope.or_insert_with(|| Scope::Pods(BTreeSet::new())) {
                 pods.insert(metadata.name.clone());
             }
@@ -237,10 +208,7 @@ impl<'a> Draft<'a> {
 
     fn settle_service(&mut self, namespace: &str, name: &str, scope: &Scope) {
         let key = Key::new(Kind::Endpoints, namespace, name);
-        let service = self
-            .state
-            .get(&Key::new(Kind::Service, namespace, name))
-            .cloned();
+        let service = self.state.get(&Key::new(Kind::Service, namespace, name)).cloned();
         let Some(service) = service.as_ref().and_then(|object| object.as_service()) else {
             self.remove(&key);
             return;
@@ -250,13 +218,7 @@ impl<'a> Draft<'a> {
         if !derive::is_derived(service) {
             // The record of a service that lost its selector stays, and belongs to the user from now on.
             if let Some(left) = old.filter(|old| old.derived) {
-                self.write(
-                    Endpoints {
-                        derived: false,
-                        ..left.clone()
-                    }
-                    .into(),
-                );
+                self.write(Endpoints { derived: false, ..left.clone() }.into());
             }
             return;
         }
@@ -269,72 +231,33 @@ impl<'a> Draft<'a> {
     }
 
     fn derive_whole(&self, service: &Service) -> Endpoints {
-        let namespace = service
-            .metadata
-            .as_ref()
-            .map(|metadata| metadata.namespace.clone())
-            .unwrap_or_default();
-        let pods = self
-            .state
-            .list(Kind::Pod, &namespace)
-            .filter_map(|object| object.as_pod());
+        let namespace = service.metadata.as_ref().map(|metadata| metadata.namespace.clone()).unwrap_or_default();
+        let pods = self.state.list(Kind::Pod, &namespace).filter_map(|object| object.as_pod());
         derive::derive(service, pods, |name| node(self.state, name))
     }
 
     /// The record with only some pods' endpoints made anew: as each depends on its pod alone, it equals a whole one.
-    fn derive_pods(
-        &self,
-        service: &Service,
-        old: &Endpoints,
-        pods: &BTreeSet<String>,
-    ) -> Endpoints {
-        let namespace = service
-            .metadata
-            .as_ref()
-            .map(|metadata| metadata.namespace.as_str())
-            .unwrap_or_default();
+    fn derive_pods(&self, service: &Service, old: &Endpoints, pods: &BTreeSet<String>) -> Endpoints {
+        let namespace = service.metadata.as_ref().map(|metadata| metadata.namespace.as_str()).unwrap_or_default();
         let anew = |name: &String| -> Option<Endpoint> {
             let object = self.state.get(&Key::new(Kind::Pod, namespace, name))?;
             let pod = object.as_pod()?;
-            derive::endpoint(
-                service,
-                pod,
-                derive::node_of(pod).and_then(|name| node(self.state, name)),
-            )
+            derive::endpoint(service, pod, derive::node_of(pod).and_then(|name| node(self.state, name)))
         };
-        let kept = old
-            .endpoints
-            .iter()
-            .filter(|endpoint| !pods.contains(&endpoint.pod_name))
-            .cloned();
+        let kept = old.endpoints.iter().filter(|endpoint| !pods.contains(&endpoint.pod_name)).cloned();
         let mut endpoints: Vec<Endpoint> = kept.chain(pods.iter().filter_map(anew)).collect();
         derive::sort(&mut endpoints);
-        Endpoints {
-            metadata: Some(derive::metadata(service)),
-            endpoints,
-            derived: true,
-            extra_json: String::new(),
-        }
+        Endpoints { metadata: Some(derive::metadata(service)), endpoints, derived: true, extra_json: String::new() }
     }
 
     /// A derived record with the metadata that servers set: kept, or made for a new one.
-    fn with_metadata(
-        &self,
-        mut record: Endpoints,
-        service: &Service,
-        old: Option<&Endpoints>,
-    ) -> Endpoints {
+    fn with_metadata(&self, mut record: Endpoints, service: &Service, old: Option<&Endpoints>) -> Endpoints {
         let old = old.and_then(|old| old.metadata.as_ref());
         let derived = record.metadata.get_or_insert_default();
-        let owner = service
-            .metadata
-            .as_ref()
-            .map(|metadata| metadata.uid.as_str())
-            .unwrap_or_default();
+        let owner = service.metadata.as_ref().map(|metadata| metadata.uid.as_str()).unwrap_or_default();
         *derived = ObjectMeta {
             uid: old.map_or_else(|| derived_uid(owner), |old| old.uid.clone()),
-            creation_timestamp: old
-                .map_or_else(|| self.now(), |old| old.creation_timestamp.clone()),
+            creation_timestamp: old.map_or_else(|| self.now(), |old| old.creation_timestamp.clone()),
             ..std::mem::take(derived)
         };
         record
@@ -342,29 +265,13 @@ impl<'a> Draft<'a> {
 }
 
 fn node<'a>(state: &'a State, name: &str) -> Option<&'a Node> {
-    state
-        .get(&Key::new(Kind::Node, "", name))
-        .and_then(|object| object.as_node())
+    state.get(&Key::new(Kind::Node, "", name)).and_then(|object| object.as_node())
 }
 
 /// A uid for a derived record: nobody proposed it, so it is a function of its service's.
 fn derived_uid(owner: &str) -> String {
-    let hash = Sha256::new()
-        .chain_update("endpoints of ")
-        .chain_update(owner)
-        .finalize();
-    let hex: String = hash
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash = Sha256::new().chain_update("endpoints of ").chain_update(owner).finalize();
+    let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     // A version 8 (free form) UUID of RFC 9562.
-    format!(
-        "{}-{}-8{}-a{}-{}",
-        &hex[0..8],
-        &hex[8..12],
-        &hex[13..16],
-        &hex[17..20],
-        &hex[20..32]
-    )
+    format!("{}-{}-8{}-a{}-{}", &hex[0..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
 }

@@ -14,11 +14,7 @@ const POLICY: &str = "spec.ipFamilyPolicy";
 ///
 /// # Errors
 /// Everything asked for that a cluster of one family hasn't got.
-pub(super) fn fill(
-    state: &State,
-    spec: &mut ServiceSpec,
-    old: Option<&ServiceSpec>,
-) -> Result<(), Vec<Invalid>> {
+pub(super) fn fill(state: &State, spec: &mut ServiceSpec, old: Option<&ServiceSpec>) -> Result<(), Vec<Invalid>> {
     let ours = state.addresses().family();
     let headless = is_headless(spec);
     let given = spec.ip_family_policy.as_deref();
@@ -50,18 +46,11 @@ pub(super) fn fill(
 
 /// One stack, and two of something.
 fn contradictions(spec: &ServiceSpec, policy: &str) -> Vec<Invalid> {
-    let counts = [
-        (spec.cluster_ips.len(), "cluster IPs"),
-        (spec.ip_families.len(), "IP families"),
-    ];
-    let twice = counts
-        .into_iter()
-        .filter(|(count, _)| policy == "SingleStack" && *count > 1);
+    let counts = [(spec.cluster_ips.len(), "cluster IPs"), (spec.ip_families.len(), "IP families")];
+    let twice = counts.into_iter().filter(|(count, _)| policy == "SingleStack" && *count > 1);
     twice
         .map(|(_, what)| {
-            let detail = format!(
-                "must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"
-            );
+            let detail = format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified");
             Invalid::invalid(POLICY, policy, &detail)
         })
         .collect()
@@ -96,11 +85,7 @@ fn unavailable(spec: &ServiceSpec, policy: &str, ours: &str) -> Vec<Invalid> {
     for (index, family) in spec.ip_families.iter().enumerate() {
         if family != ours {
             let field = format!("spec.ipFamilies[{index}]");
-            problems.push(Invalid::invalid(
-                field,
-                family,
-                "not configured on this cluster",
-            ));
+            problems.push(Invalid::invalid(field, family, "not configured on this cluster"));
         }
     }
     problems

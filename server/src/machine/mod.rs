@@ -32,8 +32,7 @@ pub use state::{Settings, State};
 use crate::watch::history::History;
 use draft::Draft;
 use fairlead_proto::internal::v1::{
-    Entry, InitCluster, Outcome, Rejection, SetMember, StateMeta, StateRecord, StoredEvent,
-    command, state_record,
+    Entry, InitCluster, Outcome, Rejection, SetMember, StateMeta, StateRecord, StoredEvent, command, state_record,
 };
 use fairlead_proto::model::{Invalid, Key, ObjectRef};
 use fairlead_proto::v1::{Kind, Namespace, NamespaceStatus, ObjectMeta, WriteEffect};
@@ -77,12 +76,7 @@ impl Change {
     /// From what was stored; `None` if there is no object in it.
     #[must_use]
     pub fn from_stored(event: StoredEvent) -> Option<Self> {
-        let key = event
-            .new
-            .as_ref()
-            .or(event.old.as_ref())
-            .filter(|object| object.kind.is_some())?
-            .key();
+        let key = event.new.as_ref().or(event.old.as_ref()).filter(|object| object.kind.is_some())?.key();
         Some(Self {
             revision: event.revision,
             at_ms: event.at_ms,
@@ -138,24 +132,14 @@ impl Snapshot {
     /// The meta record with the window's compaction point.
     #[must_use]
     pub fn meta(&self) -> StateMeta {
-        StateMeta {
-            compacted: self.history.compacted(),
-            ..self.state.meta()
-        }
+        StateMeta { compacted: self.history.compacted(), ..self.state.meta() }
     }
 
     /// All of it, as a Raft snapshot holds it: the meta record first, then the state, then the events.
     pub fn records(&self) -> impl Iterator<Item = StateRecord> + '_ {
-        let meta = StateRecord {
-            kind: Some(state_record::Kind::Meta(self.meta())),
-        };
-        let state = self
-            .state
-            .records()
-            .filter(|record| !matches!(record.kind, Some(state_record::Kind::Meta(_))));
-        let events = self.history.records().map(|event| StateRecord {
-            kind: Some(state_record::Kind::Event(event)),
-        });
+        let meta = StateRecord { kind: Some(state_record::Kind::Meta(self.meta())) };
+        let state = self.state.records().filter(|record| !matches!(record.kind, Some(state_record::Kind::Meta(_))));
+        let events = self.history.records().map(|event| StateRecord { kind: Some(state_record::Kind::Event(event)) });
         std::iter::once(meta).chain(state).chain(events)
     }
 
@@ -163,31 +147,25 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`DecodeError`] if they are not a whole, consistent snapshot.
-    pub fn from_records(
-        records: impl IntoIterator<Item = StateRecord>,
-    ) -> Result<Self, DecodeError> {
+    pub fn from_records(records: impl IntoIterator<Item = StateRecord>) -> Result<Self, DecodeError> {
         let mut compacted = 0;
         let mut events = Vec::new();
-        let state =
-            State::from_records(records.into_iter().filter_map(|record| match record.kind {
-                Some(state_record::Kind::Event(event)) => {
-                    events.push(event);
-                    None
+        let state = State::from_records(records.into_iter().filter_map(|record| match record.kind {
+            Some(state_record::Kind::Event(event)) => {
+                events.push(event);
+                None
+            }
+            kind => {
+                if let Some(state_record::Kind::Meta(meta)) = &kind {
+                    compacted = meta.compacted;
                 }
-                kind => {
-                    if let Some(state_record::Kind::Meta(meta)) = &kind {
-                        compacted = meta.compacted;
-                    }
-                    Some(StateRecord { kind })
-                }
-            }))?;
+                Some(StateRecord { kind })
+            }
+        }))?;
         let newest = events.last().map_or(compacted, |event| event.revision);
         let history = History::from_records(compacted, events)?;
         if newest != state.revision() {
-            return Err(DecodeError::Window {
-                newest,
-                revision: state.revision(),
-            });
+            return Err(DecodeError::Window { newest, revision: state.revision() });
         }
         Ok(Self { state, history })
     }
@@ -199,10 +177,7 @@ pub fn apply(state: &mut State, entry: &Entry) -> Applied {
     state.count_entry(entry.at_ms);
     let mut touched = TouchedRecords::default();
     if let Some(outcome) = dedupe::recall(state, entry.request_id.as_ref()) {
-        return Applied {
-            outcome,
-            ..Applied::default()
-        };
+        return Applied { outcome, ..Applied::default() };
     }
     let before = state.clone();
     let mut draft = Draft::new(state);
@@ -219,11 +194,7 @@ pub fn apply(state: &mut State, entry: &Entry) -> Applied {
         }
     };
     dedupe::remember(state, (entry.request_id.as_ref(), &outcome), &mut touched);
-    Applied {
-        outcome,
-        changes,
-        touched,
-    }
+    Applied { outcome, changes, touched }
 }
 
 /// What a command did, before the outcome is made of it.
@@ -236,27 +207,16 @@ struct Done {
 
 impl Done {
     fn effect(effect: WriteEffect) -> Self {
-        Self {
-            effect,
-            ..Self::default()
-        }
+        Self { effect, ..Self::default() }
     }
 
     fn object(effect: WriteEffect, object: ObjectRef) -> Self {
-        Self {
-            effect,
-            key: Some(object.key()),
-            object: Some(object),
-        }
+        Self { effect, key: Some(object.key()), object: Some(object) }
     }
 
     /// CONFIGURED if something changed.
     fn configured(changed: bool) -> Self {
-        Self::effect(if changed {
-            WriteEffect::Configured
-        } else {
-            WriteEffect::Unchanged
-        })
+        Self::effect(if changed { WriteEffect::Configured } else { WriteEffect::Unchanged })
     }
 
     fn into_outcome(self, revision: u64) -> Outcome {
@@ -271,23 +231,18 @@ impl Done {
 }
 
 fn execute(draft: &mut Draft<'_>, entry: &Entry) -> Result<Done, Rejection> {
-    let kind = entry
-        .command
-        .as_ref()
-        .and_then(|command| command.kind.as_ref());
+    let kind = entry.command.as_ref().and_then(|command| command.kind.as_ref());
     match kind {
-        None => Err(outcome::unsupported(
-            "the command is empty or of a newer version",
-        )),
+        None => Err(outcome::unsupported("the command is empty or of a newer version")),
         Some(command::Kind::Put(put)) => put::put(draft, put),
         Some(command::Kind::Delete(delete)) => delete::delete(draft, delete),
         Some(command::Kind::ReportPods(report)) => nodes::report_pods(draft, report),
         Some(command::Kind::NodeUp(up)) => nodes::node_up(draft, up),
         Some(command::Kind::ExpireNode(expire)) => Ok(nodes::expire_node(draft, expire)),
         Some(command::Kind::SetMember(set)) => set_member(draft, set),
-        Some(command::Kind::SetMachineVersion(set)) => Ok(Done::configured(
-            draft.state.raise_machine_version(set.version),
-        )),
+        Some(command::Kind::SetMachineVersion(set)) => {
+            Ok(Done::configured(draft.state.raise_machine_version(set.version)))
+        }
         Some(command::Kind::InitCluster(init)) => init_cluster(draft, init),
     }
 }
@@ -304,16 +259,9 @@ fn init_cluster(draft: &mut Draft<'_>, init: &InitCluster) -> Result<Done, Rejec
     if !draft.state.settings().cluster_id.is_empty() {
         return Ok(Done::effect(WriteEffect::Unchanged));
     }
-    draft
-        .state
-        .init(init)
-        .map_err(|causes| outcome::invalid_command(&causes))?;
+    draft.state.init(init).map_err(|causes| outcome::invalid_command(&causes))?;
     for (index, name) in STANDING_NAMESPACES.iter().enumerate() {
-        if draft
-            .state
-            .get(&Key::new(Kind::Namespace, "", *name))
-            .is_some()
-        {
+        if draft.state.get(&Key::new(Kind::Namespace, "", *name)).is_some() {
             continue;
         }
         let metadata = ObjectMeta {
@@ -322,17 +270,8 @@ fn init_cluster(draft: &mut Draft<'_>, init: &InitCluster) -> Result<Done, Rejec
             creation_timestamp: draft.now(),
             ..ObjectMeta::default()
         };
-        let status = NamespaceStatus {
-            phase: "Active".to_owned(),
-        };
-        draft.write(
-            Namespace {
-                metadata: Some(metadata),
-                status: Some(status),
-                extra_json: String::new(),
-            }
-            .into(),
-        );
+        let status = NamespaceStatus { phase: "Active".to_owned() };
+        draft.write(Namespace { metadata: Some(metadata), status: Some(status), extra_json: String::new() }.into());
     }
     Ok(Done::effect(WriteEffect::Created))
 }

@@ -7,12 +7,7 @@ use fairlead_proto::v1::FieldProblem;
 
 /// Nothing was changed, and why.
 pub(super) fn rejected(revision: u64, rejection: Rejection) -> Outcome {
-    Outcome {
-        revision,
-        key: rejection.key.clone(),
-        rejection: Some(rejection),
-        ..Outcome::default()
-    }
+    Outcome { revision, key: rejection.key.clone(), rejection: Some(rejection), ..Outcome::default() }
 }
 
 /// `services "x" not found`.
@@ -27,19 +22,12 @@ pub(super) fn already_exists(key: &Key) -> Rejection {
 
 /// The object is no longer what the writer saw.
 pub(super) fn modified(key: &Key) -> Rejection {
-    conflict(
-        key,
-        "the object has been modified; please apply your changes to the latest version and try again",
-    )
+    conflict(key, "the object has been modified; please apply your changes to the latest version and try again")
 }
 
 /// `Operation cannot be fulfilled on services "x": why`.
 pub(super) fn conflict(key: &Key, why: &str) -> Rejection {
-    about(
-        Code::Conflict,
-        key,
-        format!("Operation cannot be fulfilled on {key}: {why}"),
-    )
+    about(Code::Conflict, key, format!("Operation cannot be fulfilled on {key}: {why}"))
 }
 
 /// `services "x" is forbidden: why`.
@@ -50,12 +38,7 @@ pub(super) fn forbidden(key: &Key, why: &str) -> Rejection {
 /// `Service "x" is invalid: spec.ports[0].port: …`, every problem with the object.
 pub(super) fn invalid(key: &Key, problems: &[Invalid]) -> Rejection {
     let mut rejection = about(Code::Invalid, key, String::new());
-    rejection.message = format!(
-        "{} {:?} is invalid: {}",
-        key.kind.title(),
-        key.name,
-        listed(problems)
-    );
+    rejection.message = format!("{} {:?} is invalid: {}", key.kind.title(), key.name, listed(problems));
     rejection.causes = problems.iter().map(Invalid::to_wire).collect();
     rejection
 }
@@ -72,54 +55,29 @@ pub(super) fn invalid_command(problems: &[Invalid]) -> Rejection {
 
 /// A pool is full. `hint` says what to do about it.
 pub(super) fn exhausted(key: &Key, message: &str, hint: FieldProblem) -> Rejection {
-    Rejection {
-        causes: vec![hint],
-        ..about(Code::Exhausted, key, message.to_owned())
-    }
+    Rejection { causes: vec![hint], ..about(Code::Exhausted, key, message.to_owned()) }
 }
 
 /// A command that this machine version doesn't have.
 pub(super) fn unsupported(why: &str) -> Rejection {
-    Rejection {
-        code: Code::Unsupported as i32,
-        message: why.to_owned(),
-        causes: Vec::new(),
-        key: None,
-    }
+    Rejection { code: Code::Unsupported as i32, message: why.to_owned(), causes: Vec::new(), key: None }
 }
 
 /// The request may have been executed before; it will not be now.
 pub(super) fn unknown_outcome() -> Rejection {
     let message = "this request id is older than what the cluster remembers: whether it was executed is not known; \
                    read the object, and retry with a new request id if need be";
-    Rejection {
-        code: Code::UnknownOutcome as i32,
-        message: message.to_owned(),
-        causes: Vec::new(),
-        key: None,
-    }
+    Rejection { code: Code::UnknownOutcome as i32, message: message.to_owned(), causes: Vec::new(), key: None }
 }
 
 fn about(code: Code, key: &Key, message: String) -> Rejection {
-    Rejection {
-        code: code as i32,
-        message,
-        causes: Vec::new(),
-        key: Some(key.to_wire()),
-    }
+    Rejection { code: code as i32, message, causes: Vec::new(), key: Some(key.to_wire()) }
 }
 
 /// As Kubernetes joins several problems.
 fn listed(problems: &[Invalid]) -> String {
     match problems {
         [one] => one.to_string(),
-        _ => format!(
-            "[{}]",
-            problems
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
+        _ => format!("[{}]", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
     }
 }

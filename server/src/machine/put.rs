@@ -20,13 +20,7 @@ pub(super) fn put(draft: &mut Draft<'_>, put: &Put) -> Result<Done, Rejection> {
     };
     let key = object.key();
     if key.name.is_empty() {
-        return Err(outcome::invalid(
-            &key,
-            &[Invalid::required(
-                "metadata.name",
-                "name or generateName is required",
-            )],
-        ));
+        return Err(outcome::invalid(&key, &[Invalid::required("metadata.name", "name or generateName is required")]));
     }
     if key.kind == Kind::Endpoints {
         check_hand_written(draft, &key)?;
@@ -34,10 +28,7 @@ pub(super) fn put(draft: &mut Draft<'_>, put: &Put) -> Result<Done, Rejection> {
     let current = draft.state.get(&key).cloned();
     match current {
         None => {
-            if matches!(
-                put.precondition,
-                Some(Precondition::ExpectRevision(_) | Precondition::Exists(true))
-            ) {
+            if matches!(put.precondition, Some(Precondition::ExpectRevision(_) | Precondition::Exists(true))) {
                 return Err(outcome::not_found(&key));
             }
             create(draft, &key, object.clone())
@@ -53,11 +44,7 @@ pub(super) fn put(draft: &mut Draft<'_>, put: &Put) -> Result<Done, Rejection> {
     }
 }
 
-fn check_preconditions(
-    put: &Put,
-    key: &Key,
-    (object, current): (&Object, &ObjectRef),
-) -> Result<(), Rejection> {
+fn check_preconditions(put: &Put, key: &Key, (object, current): (&Object, &ObjectRef)) -> Result<(), Rejection> {
     match put.precondition {
         Some(Precondition::Create(true)) => return Err(outcome::already_exists(key)),
         Some(Precondition::ExpectRevision(revision)) if revision != current.metadata().revision => {
@@ -68,8 +55,7 @@ fn check_preconditions(
     let (given, has) = (&object.metadata().uid, &current.metadata().uid);
     // Without a precondition the uid is one for a create that turned out to be an update.
     if put.precondition.is_some() && !given.is_empty() && given != has {
-        let why =
-            format!("Precondition failed: UID in precondition: {given}, UID in object meta: {has}");
+        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {has}");
         return Err(outcome::conflict(key, &why));
     }
     Ok(())
@@ -91,11 +77,7 @@ fn create(draft: &mut Draft<'_>, key: &Key, mut object: Object) -> Result<Done, 
             service::complete(draft.state, it, None).map_err(|refused| refused.about(key))?
         }
         Some(object::Kind::Endpoints(it)) => it.derived = false,
-        Some(object::Kind::Namespace(it)) => {
-            it.status = Some(NamespaceStatus {
-                phase: "Active".to_owned(),
-            })
-        }
+        Some(object::Kind::Namespace(it)) => it.status = Some(NamespaceStatus { phase: "Active".to_owned() }),
         Some(object::Kind::Pod(_) | object::Kind::Node(_)) | None => {}
     }
     if let Some(place) = object.metadata_mut() {
@@ -104,39 +86,26 @@ fn create(draft: &mut Draft<'_>, key: &Key, mut object: Object) -> Result<Done, 
     Ok(written(draft.write(object), WriteEffect::Created))
 }
 
-fn update(
-    draft: &mut Draft<'_>,
-    mut object: Object,
-    current: &ObjectRef,
-) -> Result<Done, Rejection> {
+fn update(draft: &mut Draft<'_>, mut object: Object, current: &ObjectRef) -> Result<Done, Rejection> {
     let key = current.key();
     let mut problems = new_finalizers(&object, current);
     keep_server_set(&mut object, current);
     match (&mut object.kind, &current.kind) {
-        (Some(object::Kind::Namespace(new)), Some(object::Kind::Namespace(old))) => {
-            new.status.clone_from(&old.status)
-        }
-        (Some(object::Kind::Node(new)), Some(object::Kind::Node(old))) => {
-            new.status.clone_from(&old.status)
-        }
-        (Some(object::Kind::Pod(new)), Some(object::Kind::Pod(old))) => {
-            new.status.clone_from(&old.status)
-        }
+        (Some(object::Kind::Namespace(new)), Some(object::Kind::Namespace(old))) => new.status.clone_from(&old.status),
+        (Some(object::Kind::Node(new)), Some(object::Kind::Node(old))) => new.status.clone_from(&old.status),
+        (Some(object::Kind::Pod(new)), Some(object::Kind::Pod(old))) => new.status.clone_from(&old.status),
         (Some(object::Kind::Service(new)), Some(object::Kind::Service(old))) => {
             new.status.clone_from(&old.status);
             service::carry_over(new, old);
         }
-        (Some(object::Kind::Endpoints(new)), Some(object::Kind::Endpoints(_))) => {
-            new.derived = false
-        }
+        (Some(object::Kind::Endpoints(new)), Some(object::Kind::Endpoints(_))) => new.derived = false,
         _ => {}
     }
     problems.extend(convert::validate_update(&object, current));
     if !problems.is_empty() {
         return Err(outcome::invalid(&key, &problems));
     }
-    if let (Some(object::Kind::Service(new)), Some(old)) = (&mut object.kind, current.as_service())
-    {
+    if let (Some(object::Kind::Service(new)), Some(old)) = (&mut object.kind, current.as_service()) {
         service::complete(draft.state, new, Some(old)).map_err(|refused| refused.about(&key))?;
     }
     if spec_changed(&object, current)
@@ -147,33 +116,17 @@ fn update(
     Ok(finish(draft, object, &key))
 }
 
-fn update_status(
-    draft: &mut Draft<'_>,
-    object: &Object,
-    current: &ObjectRef,
-) -> Result<Done, Rejection> {
+fn update_status(draft: &mut Draft<'_>, object: &Object, current: &ObjectRef) -> Result<Done, Rejection> {
     let key = current.key();
     let mut new = (**current).clone();
     match (&mut new.kind, &object.kind) {
-        (Some(object::Kind::Node(new)), Some(object::Kind::Node(given))) => {
-            new.status.clone_from(&given.status)
-        }
-        (Some(object::Kind::Pod(new)), Some(object::Kind::Pod(given))) => {
-            new.status.clone_from(&given.status)
-        }
-        (Some(object::Kind::Service(new)), Some(object::Kind::Service(given))) => {
-            new.status.clone_from(&given.status)
-        }
+        (Some(object::Kind::Node(new)), Some(object::Kind::Node(given))) => new.status.clone_from(&given.status),
+        (Some(object::Kind::Pod(new)), Some(object::Kind::Pod(given))) => new.status.clone_from(&given.status),
+        (Some(object::Kind::Service(new)), Some(object::Kind::Service(given))) => new.status.clone_from(&given.status),
         // A namespace's phase says whether it is being deleted: only servers know.
         (Some(object::Kind::Namespace(_)), Some(object::Kind::Namespace(_))) => {}
         _ => {
-            return Err(outcome::invalid(
-                &key,
-                &[Invalid::forbidden(
-                    "status",
-                    "objects of this kind have no status",
-                )],
-            ));
+            return Err(outcome::invalid(&key, &[Invalid::forbidden("status", "objects of this kind have no status")]));
         }
     }
     Ok(finish(draft, new, &key))
@@ -198,10 +151,7 @@ fn finish(draft: &mut Draft<'_>, object: Object, key: &Key) -> Done {
 }
 
 fn written(object: Option<ObjectRef>, effect: WriteEffect) -> Done {
-    object.map_or_else(
-        || Done::effect(WriteEffect::Unchanged),
-        |object| Done::object(effect, object),
-    )
+    object.map_or_else(|| Done::effect(WriteEffect::Unchanged), |object| Done::object(effect, object))
 }
 
 /// A new object's namespace must exist and not be on its way out.
@@ -210,35 +160,21 @@ fn check_namespace(draft: &Draft<'_>, key: &Key) -> Result<(), Rejection> {
         return Ok(());
     }
     if key.namespace.is_empty() {
-        return Err(outcome::invalid(
-            key,
-            &[Invalid::required("metadata.namespace", "")],
-        ));
+        return Err(outcome::invalid(key, &[Invalid::required("metadata.namespace", "")]));
     }
     let namespace = Key::new(Kind::Namespace, "", &key.namespace);
-    let found = draft
-        .state
-        .get(&namespace)
-        .ok_or_else(|| outcome::not_found(&namespace))?;
+    let found = draft.state.get(&namespace).ok_or_else(|| outcome::not_found(&namespace))?;
     if found.metadata().deletion_timestamp.is_empty() {
         return Ok(());
     }
-    let why = format!(
-        "unable to create new content in namespace {} because it is being terminated",
-        key.namespace
-    );
+    let why = format!("unable to create new content in namespace {} because it is being terminated", key.namespace);
     Err(outcome::forbidden(key, &why))
 }
 
 /// A record that servers derive can't be written by anybody else.
 pub(super) fn check_hand_written(draft: &Draft<'_>, key: &Key) -> Result<(), Rejection> {
-    let service = draft
-        .state
-        .get(&Key::new(Kind::Service, &key.namespace, &key.name));
-    if service
-        .and_then(|object| object.as_service())
-        .is_some_and(derive::is_derived)
-    {
+    let service = draft.state.get(&Key::new(Kind::Service, &key.namespace, &key.name));
+    if service.and_then(|object| object.as_service()).is_some_and(derive::is_derived) {
         let why = format!(
             "they are derived from the selector of service {:?}: change its pods or its selector instead",
             key.name
@@ -272,18 +208,12 @@ fn new_finalizers(object: &Object, current: &Object) -> Vec<Invalid> {
     if old.deletion_timestamp.is_empty() {
         return Vec::new();
     }
-    let added: Vec<&String> = object
-        .metadata()
-        .finalizers
-        .iter()
-        .filter(|one| !old.finalizers.contains(one))
-        .collect();
+    let added: Vec<&String> = object.metadata().finalizers.iter().filter(|one| !old.finalizers.contains(one)).collect();
     if added.is_empty() {
         return Vec::new();
     }
-    let detail = format!(
-        "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
-    );
+    let detail =
+        format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}");
     vec![Invalid::forbidden("metadata.finalizers", &detail)]
 }
 
@@ -297,15 +227,9 @@ fn has_spec(kind: Kind) -> bool {
 fn spec_changed(new: &Object, old: &Object) -> bool {
     let kept_differ = new.extra_json() != old.extra_json();
     match (&new.kind, &old.kind) {
-        (Some(object::Kind::Node(new)), Some(object::Kind::Node(old))) => {
-            kept_differ || new.spec != old.spec
-        }
-        (Some(object::Kind::Pod(new)), Some(object::Kind::Pod(old))) => {
-            kept_differ || new.spec != old.spec
-        }
-        (Some(object::Kind::Service(new)), Some(object::Kind::Service(old))) => {
-            kept_differ || new.spec != old.spec
-        }
+        (Some(object::Kind::Node(new)), Some(object::Kind::Node(old))) => kept_differ || new.spec != old.spec,
+        (Some(object::Kind::Pod(new)), Some(object::Kind::Pod(old))) => kept_differ || new.spec != old.spec,
+        (Some(object::Kind::Service(new)), Some(object::Kind::Service(old))) => kept_differ || new.spec != old.spec,
         _ => false,
     }
 }

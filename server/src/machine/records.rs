@@ -4,9 +4,7 @@
 use crate::machine::State;
 use crate::machine::state::{SessionHeader, cluster_addresses, node_ports};
 use crate::watch::history::HistoryError;
-use fairlead_proto::internal::v1::{
-    Outcome, Session, SessionWrite, StateMeta, StateRecord, state_record,
-};
+use fairlead_proto::internal::v1::{Outcome, Session, SessionWrite, StateMeta, StateRecord, state_record};
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::Object;
 use std::collections::BTreeMap;
@@ -25,9 +23,7 @@ pub enum DecodeError {
     #[error("the state has two meta records")]
     TwoMetas,
     /// Written by a newer program.
-    #[error(
-        "the state has format {0}, this program reads up to {FORMAT_VERSION}: start the version that wrote it"
-    )]
+    #[error("the state has format {0}, this program reads up to {FORMAT_VERSION}: start the version that wrote it")]
     Format(u32),
     /// The cluster's settings don't parse.
     #[error("the state's settings are not valid: {0}")]
@@ -61,17 +57,11 @@ impl State {
     /// All records of the state, the meta record first. Events are the window's (`History::records`).
     pub fn records(&self) -> impl Iterator<Item = StateRecord> + '_ {
         let meta = std::iter::once(state_record::Kind::Meta(self.meta()));
-        let objects = self
-            .objects()
-            .map(|object| state_record::Kind::Object((**object).clone()));
+        let objects = self.objects().map(|object| state_record::Kind::Object((**object).clone()));
         let leases = self.leases().map(state_record::Kind::Lease);
-        let sessions = self.sessions().map(|(client, header)| {
-            state_record::Kind::Session(self.whole_session(client, *header))
-        });
-        meta.chain(objects)
-            .chain(leases)
-            .chain(sessions)
-            .map(|kind| StateRecord { kind: Some(kind) })
+        let sessions =
+            self.sessions().map(|(client, header)| state_record::Kind::Session(self.whole_session(client, *header)));
+        meta.chain(objects).chain(leases).chain(sessions).map(|kind| StateRecord { kind: Some(kind) })
     }
 
     /// A state of its records, in any order. Several session records of one client are joined, so that storage may keep
@@ -79,9 +69,7 @@ impl State {
     ///
     /// # Errors
     /// [`DecodeError`] if they are not a whole, consistent state.
-    pub fn from_records(
-        records: impl IntoIterator<Item = StateRecord>,
-    ) -> Result<Self, DecodeError> {
+    pub fn from_records(records: impl IntoIterator<Item = StateRecord>) -> Result<Self, DecodeError> {
         let mut meta: Option<StateMeta> = None;
         let mut objects = Vec::new();
         let mut leases = Vec::new();
@@ -102,13 +90,7 @@ impl State {
         }
         let mut state = Self::default();
         state.load_meta(&meta).map_err(|problems| {
-            DecodeError::Settings(
-                problems
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join("; "),
-            )
+            DecodeError::Settings(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
         })?;
         for object in objects {
             state.load_object(object)?;
@@ -132,12 +114,9 @@ impl State {
             return Err(DecodeError::Future(key));
         }
         if let Some(service) = object.as_service() {
-            let addresses_free = cluster_addresses(service)
-                .into_iter()
-                .all(|address| self.addresses().check(address).is_ok());
-            let ports_free = node_ports(service)
-                .into_iter()
-                .all(|port| self.node_ports().is_free(port.into()));
+            let addresses_free =
+                cluster_addresses(service).into_iter().all(|address| self.addresses().check(address).is_ok());
+            let ports_free = node_ports(service).into_iter().all(|port| self.node_ports().is_free(port.into()));
             if !addresses_free || !ports_free {
                 return Err(DecodeError::Taken(key));
             }
@@ -147,17 +126,10 @@ impl State {
     }
 
     fn whole_session(&self, client: &str, header: SessionHeader) -> Session {
-        let write = |(sequence, outcome): (u64, &Arc<Outcome>)| SessionWrite {
-            sequence,
-            outcome: Some((**outcome).clone()),
-        };
+        let write =
+            |(sequence, outcome): (u64, &Arc<Outcome>)| SessionWrite { sequence, outcome: Some((**outcome).clone()) };
         let writes = self.writes_of(client).map(write).collect();
-        Session {
-            client: client.to_owned(),
-            last_used: header.last_used,
-            writes,
-            forgotten: header.forgotten,
-        }
+        Session { client: client.to_owned(), last_used: header.last_used, writes, forgotten: header.forgotten }
     }
 }
 
@@ -175,18 +147,9 @@ impl Sessions {
 
     fn load(self, state: &mut State) {
         for (client, session) in self.0 {
-            state.put_session(
-                &client,
-                SessionHeader {
-                    last_used: session.last_used,
-                    forgotten: session.forgotten,
-                },
-            );
+            state.put_session(&client, SessionHeader { last_used: session.last_used, forgotten: session.forgotten });
             for write in session.writes {
-                state.put_session_write(
-                    (client.clone(), write.sequence),
-                    Arc::new(write.outcome.unwrap_or_default()),
-                );
+                state.put_session_write((client.clone(), write.sequence), Arc::new(write.outcome.unwrap_or_default()));
             }
         }
     }

@@ -134,22 +134,12 @@ impl State {
     }
 
     /// Objects of a kind, ordered by namespace and name; an empty namespace means all.
-    pub fn list<'a>(
-        &'a self,
-        kind: Kind,
-        namespace: &str,
-    ) -> impl Iterator<Item = &'a ObjectRef> + 'a {
-        let start = Key {
-            kind,
-            namespace: namespace.to_owned(),
-            name: String::new(),
-        };
+    pub fn list<'a>(&'a self, kind: Kind, namespace: &str) -> impl Iterator<Item = &'a ObjectRef> + 'a {
+        let start = Key { kind, namespace: namespace.to_owned(), name: String::new() };
         let namespace = namespace.to_owned();
         self.objects
             .range(start..)
-            .take_while(move |(key, _)| {
-                key.kind == kind && (namespace.is_empty() || key.namespace == namespace)
-            })
+            .take_while(move |(key, _)| key.kind == kind && (namespace.is_empty() || key.namespace == namespace))
             .map(|(_, object)| object)
     }
 
@@ -188,19 +178,14 @@ impl State {
     /// A client's dedupe session without its writes, as stored.
     #[must_use]
     pub fn session(&self, client: &str) -> Option<Session> {
-        self.sessions
-            .get(client)
-            .map(|header| session_record(client, *header))
+        self.sessions.get(client).map(|header| session_record(client, *header))
     }
 
     /// One remembered outcome, as stored.
     #[must_use]
     pub fn session_write(&self, client: &str, sequence: u64) -> Option<SessionWrite> {
         let outcome = self.remembered(client, sequence)?;
-        Some(SessionWrite {
-            sequence,
-            outcome: Some((**outcome).clone()),
-        })
+        Some(SessionWrite { sequence, outcome: Some((**outcome).clone()) })
     }
 
     /// Everything that is no object, lease or session. `compacted` is the window's (`Snapshot::meta`): 0 here.
@@ -252,19 +237,9 @@ impl State {
         };
         let mut found = BTreeSet::new();
         for (label, value) in &metadata.labels {
-            let start: SelectorPair = (
-                metadata.namespace.clone(),
-                label.clone(),
-                value.clone(),
-                String::new(),
-            );
-            let same =
-                |pair: &SelectorPair| pair.0 == start.0 && pair.1 == start.1 && pair.2 == start.2;
-            for (pair, ()) in self
-                .services_by_selector
-                .range(start.clone()..)
-                .take_while(|(pair, ())| same(pair))
-            {
+            let start: SelectorPair = (metadata.namespace.clone(), label.clone(), value.clone(), String::new());
+            let same = |pair: &SelectorPair| pair.0 == start.0 && pair.1 == start.1 && pair.2 == start.2;
+            for (pair, ()) in self.services_by_selector.range(start.clone()..).take_while(|(pair, ())| same(pair)) {
                 let key = Key::new(Kind::Service, &pair.0, &pair.3);
                 let service = self.get(&key).and_then(|object| object.as_service());
                 if service.is_some_and(|service| derive::selects(service, pod)) {
@@ -276,10 +251,7 @@ impl State {
     }
 
     /// Keys of the pods that say they have an address (see [`derive::claimed_address`]).
-    pub(super) fn pods_with_address(
-        &self,
-        address: IpAddr,
-    ) -> impl Iterator<Item = &ObjectRef> + '_ {
+    pub(super) fn pods_with_address(&self, address: IpAddr) -> impl Iterator<Item = &ObjectRef> + '_ {
         let start = (address, Key::new(Kind::Unspecified, "", ""));
         self.pods_by_address
             .range(start..)
@@ -290,9 +262,7 @@ impl State {
     /// No object is in this namespace.
     pub(super) fn is_empty_namespace(&self, namespace: &str) -> bool {
         let namespaced = Kind::ALL.into_iter().filter(|kind| kind.is_namespaced());
-        namespaced
-            .into_iter()
-            .all(|kind| self.list(kind, namespace).next().is_none())
+        namespaced.into_iter().all(|kind| self.list(kind, namespace).next().is_none())
     }
 
     pub(super) fn session_header(&self, client: &str) -> Option<SessionHeader> {
@@ -309,16 +279,11 @@ impl State {
 
     /// The client whose session was used longest ago.
     pub(super) fn oldest_session(&self) -> Option<String> {
-        self.session_order
-            .first()
-            .map(|((_, client), ())| client.clone())
+        self.session_order.first().map(|((_, client), ())| client.clone())
     }
 
     /// Remembered writes of a client, by sequence.
-    pub(super) fn writes_of<'a>(
-        &'a self,
-        client: &str,
-    ) -> impl Iterator<Item = (u64, &'a Arc<Outcome>)> + 'a {
+    pub(super) fn writes_of<'a>(&'a self, client: &str) -> impl Iterator<Item = (u64, &'a Arc<Outcome>)> + 'a {
         let client = client.to_owned();
         self.session_writes
             .range((client.clone(), 0)..)
@@ -343,9 +308,6 @@ impl State {
         let addresses = self.pods_by_address.keys().map(|at| format!("{at:?}"));
         let selectors = self.services_by_selector.keys().map(|at| format!("{at:?}"));
         let sessions = self.session_order.keys().map(|at| format!("{at:?}"));
-        pods.chain(addresses)
-            .chain(selectors)
-            .chain(sessions)
-            .collect()
+        pods.chain(addresses).chain(selectors).chain(sessions).collect()
     }
 }

@@ -132,16 +132,12 @@ impl Consensus {
         known
             .into_iter()
             .map(|(id, address)| {
-                told.state
-                    .members()
-                    .find(|member| member.id == id)
-                    .cloned()
-                    .unwrap_or(Member {
-                        id,
-                        name: address.name,
-                        peer_address: address.peer_address,
-                        grpc_address: String::new(),
-                    })
+                told.state.members().find(|member| member.id == id).cloned().unwrap_or(Member {
+                    id,
+                    name: address.name,
+                    peer_address: address.peer_address,
+                    grpc_address: String::new(),
+                })
             })
             .collect()
     }
@@ -151,10 +147,7 @@ impl Consensus {
     /// # Errors
     /// No such member.
     pub async fn peer(&self, id: u64) -> Result<PeerClient<Channel>, ReadError> {
-        self.inner
-            .peers
-            .client(id)
-            .ok_or_else(|| ReadError::NoLeader(format!("member {id} is not in the cluster")))
+        self.inner.peers.client(id).ok_or_else(|| ReadError::NoLeader(format!("member {id} is not in the cluster")))
     }
 
     /// What every message to a peer starts with.
@@ -172,11 +165,7 @@ impl Consensus {
     /// Waits until storage or Raft stops unasked.
     pub async fn failed(&self) -> String {
         let mut failure = self.inner.failure.subscribe();
-        let found = failure
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|failure| failure.clone());
+        let found = failure.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
         match found {
             Some(failure) => failure,
             None => std::future::pending().await,
@@ -186,13 +175,7 @@ impl Consensus {
     /// Hands leadership over, if this member has it, and stops: storage is closed when this returns.
     pub async fn shutdown(&self) {
         if let Some(heir) = self.heir()
-            && self
-                .inner
-                .raft
-                .trigger()
-                .transfer_leader(heir)
-                .await
-                .is_ok()
+            && self.inner.raft.trigger().transfer_leader(heir).await.is_ok()
         {
             let mut leader = self.inner.leader.clone();
             let own = Some(self.inner.id);

@@ -10,8 +10,8 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
-    StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use sha2::{Digest as _, Sha256};
@@ -34,10 +34,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, _: &MemberAddress) -> Link {
-        Link {
-            target,
-            peers: self.0.clone(),
-        }
+        Link { target, peers: self.0.clone() }
     }
 }
 
@@ -65,8 +62,7 @@ fn faulty(why: &str) -> RpcError {
 
 impl Link {
     fn client(&self) -> Result<PeerClient<Channel>, RpcError> {
-        let unknown =
-            || RPCError::Unreachable(Unreachable::from_string("not in --initial-cluster"));
+        let unknown = || RPCError::Unreachable(Unreachable::from_string("not in --initial-cluster"));
         self.peers.client(self.target).ok_or_else(unknown)
     }
 
@@ -85,9 +81,7 @@ impl Link {
             return Err(faulty("no answer in time"));
         };
         self.peers.heard(self.target);
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| broken(&status))
+        answer.map(tonic::Response::into_inner).map_err(|status| broken(&status))
     }
 
     fn vote_request(&self, rpc: &VoteRequest<TypeConfig>) -> wire::VoteRequest {
@@ -109,10 +103,7 @@ fn vote_response(answer: &wire::VoteResponse) -> Result<VoteResponse<TypeConfig>
     })
 }
 
-fn append_request(
-    rpc: &AppendEntriesRequest<TypeConfig>,
-    header: PeerHeader,
-) -> wire::AppendRequest {
+fn append_request(rpc: &AppendEntriesRequest<TypeConfig>, header: PeerHeader) -> wire::AppendRequest {
     wire::AppendRequest {
         vote: Some(codec::vote(&rpc.vote)),
         prev_log_id: rpc.prev_log_id.as_ref().map(codec::log_id),
@@ -128,9 +119,7 @@ fn append_result(answer: &wire::AppendResponse) -> AppendResult {
     match (&answer.result, conflict) {
         (Some(Wire::PartialSuccess(id)), _) => Ok(Ok(Some(codec::to_log_id(id)))),
         (Some(Wire::Success(_)), _) => Ok(Ok(None)),
-        (Some(Wire::HigherVote(vote)), _) => {
-            Ok(Err(StreamAppendError::HigherVote(codec::to_vote(vote))))
-        }
+        (Some(Wire::HigherVote(vote)), _) => Ok(Err(StreamAppendError::HigherVote(codec::to_vote(vote)))),
         (Some(Wire::Conflict(_)), Some(id)) => Ok(Err(StreamAppendError::Conflict(id))),
         _ => Err(faulty("an append answer without a result")),
     }
@@ -183,10 +172,7 @@ impl Sending {
         }
         if self.offset == self.snapshot.length() {
             let sum = self.hasher.take()?.finalize().to_vec();
-            let last = wire::SnapshotChunk {
-                sha256: sum.into(),
-                ..wire::SnapshotChunk::default()
-            };
+            let last = wire::SnapshotChunk { sha256: sum.into(), ..wire::SnapshotChunk::default() };
             return Some((last, self));
         }
         let (snapshot, offset) = (self.snapshot.clone(), self.offset);
@@ -200,10 +186,7 @@ impl Sending {
         };
         self.offset += piece.len() as u64;
         self.hasher.as_mut()?.update(&piece);
-        let chunk = wire::SnapshotChunk {
-            data: piece.into(),
-            ..wire::SnapshotChunk::default()
-        };
+        let chunk = wire::SnapshotChunk { data: piece.into(), ..wire::SnapshotChunk::default() };
         Some((chunk, self))
     }
 }
@@ -247,8 +230,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 peers: self.peers.clone(),
                 target: self.target,
             };
-            let results =
-                futures::stream::unfold(Some(answers), |answers| async { answers?.next().await });
+            let results = futures::stream::unfold(Some(answers), |answers| async { answers?.next().await });
             Ok(Box::pin(results) as BoxStream<'s, _>)
         })
     }
@@ -286,12 +268,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
             header: Some(self.header()),
             ..wire::SnapshotChunk::default()
         };
-        let sending = Sending {
-            first: Some(first),
-            snapshot: snapshot.snapshot,
-            offset: 0,
-            hasher: Some(Sha256::new()),
-        };
+        let sending =
+            Sending { first: Some(first), snapshot: snapshot.snapshot, offset: 0, hasher: Some(Sha256::new()) };
         let mut client = self.client()?;
         let chunks = futures::stream::unfold(sending, Sending::next);
         let answer = tokio::select! {
@@ -300,9 +278,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         };
         let vote = answer.vote.as_ref().map(codec::to_vote);
         let vote = vote.ok_or_else(|| NetworkError::from_string("an answer without a vote"));
-        Ok(SnapshotResponse::new(
-            vote.map_err(StreamingError::Network)?,
-        ))
+        Ok(SnapshotResponse::new(vote.map_err(StreamingError::Network)?))
     }
 
     async fn transfer_leader(

@@ -36,11 +36,7 @@ struct Peer {
 
 impl Peers {
     /// Must be called within a runtime.
-    pub(crate) fn new(
-        own: u64,
-        founding: &str,
-        list: &[(String, String)],
-    ) -> Result<Self, tonic::transport::Error> {
+    pub(crate) fn new(own: u64, founding: &str, list: &[(String, String)]) -> Result<Self, tonic::transport::Error> {
         let mut peers = BTreeMap::new();
         for (name, address) in list {
             let endpoint = Endpoint::from_shared(format!("http://{address}"))?
@@ -51,29 +47,14 @@ impl Peers {
                 .keep_alive_while_idle(true)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW);
-            let address = MemberAddress {
-                name: name.clone(),
-                peer_address: address.clone(),
-            };
-            let peer = Peer {
-                address,
-                channel: Mutex::new(endpoint.connect_lazy()),
-                endpoint,
-                unheard: AtomicU32::new(0),
-            };
+            let address = MemberAddress { name: name.clone(), peer_address: address.clone() };
+            let peer =
+                Peer { address, channel: Mutex::new(endpoint.connect_lazy()), endpoint, unheard: AtomicU32::new(0) };
             peers.insert(member_id(name), peer);
         }
         let hash = Sha256::digest(founding.as_bytes());
-        let fingerprint = hash
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(Self {
-            own,
-            fingerprint,
-            peers,
-        })
+        let fingerprint = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { own, fingerprint, peers })
     }
 
     pub(crate) fn members(&self) -> BTreeMap<u64, MemberAddress> {
@@ -90,11 +71,7 @@ impl Peers {
         let peer = self.peers.get(&id)?;
         let channel = peer.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let client = PeerClient::new(channel.clone());
-        Some(
-            client
-                .max_decoding_message_size(MAX_MESSAGE)
-                .max_encoding_message_size(MAX_MESSAGE),
-        )
+        Some(client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
     }
 
     /// A member answered.
@@ -113,10 +90,7 @@ impl Peers {
             peer.unheard.store(0, Ordering::Relaxed);
             let mut channel = peer.channel.lock().unwrap_or_else(PoisonError::into_inner);
             *channel = peer.endpoint.connect_lazy();
-            tracing::debug!(
-                peer = peer.address.name,
-                "silent; its connection is made anew"
-            );
+            tracing::debug!(peer = peer.address.name, "silent; its connection is made anew");
         }
     }
 
@@ -132,25 +106,17 @@ impl Peers {
     /// What is wrong with a message's header, if anything.
     pub(crate) fn check(&self, header: Option<&PeerHeader>) -> Result<(), tonic::Status> {
         let Some(header) = header else {
-            return Err(tonic::Status::invalid_argument(
-                "a peer message needs a header",
-            ));
+            return Err(tonic::Status::invalid_argument("a peer message needs a header"));
         };
         let refuse = |what: &str| {
-            tracing::warn!(
-                from = header.from,
-                to = header.to,
-                "a peer's message is refused: {what}"
-            );
+            tracing::warn!(from = header.from, to = header.to, "a peer's message is refused: {what}");
             Err(tonic::Status::failed_precondition(what))
         };
         if header.cluster_id != self.fingerprint {
             return refuse("the sender has another --initial-cluster than this member");
         }
         if header.to != self.own {
-            return refuse(
-                "the message is for another member: two addresses of --initial-cluster are mixed up",
-            );
+            return refuse("the message is for another member: two addresses of --initial-cluster are mixed up");
         }
         if !self.peers.contains_key(&header.from) {
             return refuse("the sender is not in --initial-cluster");

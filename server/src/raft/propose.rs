@@ -69,11 +69,7 @@ impl Consensus {
     }
 
     async fn propose_at(&self, leader: u64, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
-        if leader == self.inner.id {
-            self.propose_here(entry).await
-        } else {
-            self.propose_there(leader, entry).await
-        }
+        if leader == self.inner.id { self.propose_here(entry).await } else { self.propose_there(leader, entry).await }
     }
 
     /// Proposes here only: what the leader does for the others.
@@ -94,19 +90,12 @@ impl Consensus {
         }
     }
 
-    async fn propose_there(
-        &self,
-        leader: u64,
-        entry: Entry,
-    ) -> Result<(Outcome, u64), ProposeError> {
+    async fn propose_there(&self, leader: u64, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
         let Some(mut peer) = self.inner.peers.client(leader) else {
             let why = format!("the leader {leader} is not in --initial-cluster");
             return Err(ProposeError::NotProposed(why));
         };
-        let request = ProposeRequest {
-            entry: Some(entry),
-            header: Some(self.header(leader)),
-        };
+        let request = ProposeRequest { entry: Some(entry), header: Some(self.header(leader)) };
         match peer.propose(request).await {
             Ok(response) => decided(response.into_inner()),
             Err(status) if never_sent(&status) => {
@@ -144,9 +133,7 @@ fn undecided(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Pro
 fn decided(response: ProposeResponse) -> Result<(Outcome, u64), ProposeError> {
     match response.outcome {
         Some(outcome) => Ok((outcome, response.index)),
-        None if !response.not_proposed.is_empty() => {
-            Err(ProposeError::NotProposed(response.not_proposed))
-        }
+        None if !response.not_proposed.is_empty() => Err(ProposeError::NotProposed(response.not_proposed)),
         None => Err(ProposeError::Unknown(response.unknown)),
     }
 }

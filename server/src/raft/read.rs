@@ -75,13 +75,10 @@ impl Consensus {
                 return Err(ReadError::NoLeader(why));
             }
         }
-        let reached =
-            published.wait_for(|published| published.snapshot.state.revision() >= revision);
+        let reached = published.wait_for(|published| published.snapshot.state.revision() >= revision);
         match timeout_at(until, reached).await {
             Ok(Ok(published)) => Ok(published.snapshot.clone()),
-            _ => Err(ReadError::Refused(format!(
-                "revision {revision} is not reached yet"
-            ))),
+            _ => Err(ReadError::Refused(format!("revision {revision} is not reached yet"))),
         }
     }
 
@@ -97,9 +94,7 @@ impl Consensus {
         match timeout_at(until, answer).await {
             Ok(Ok(index)) => index,
             Ok(Err(_)) => Err(ReadError::Refused("this member is stopping".into())),
-            Err(_) => Err(ReadError::NoLeader(
-                "no leader confirmed the read within 3 s".into(),
-            )),
+            Err(_) => Err(ReadError::NoLeader("no leader confirmed the read within 3 s".into())),
         }
     }
 
@@ -136,11 +131,7 @@ impl Consensus {
                 break;
             };
             let attempt = async {
-                if leader == self.inner.id {
-                    self.index_here().await
-                } else {
-                    self.index_there(leader).await
-                }
+                if leader == self.inner.id { self.index_here().await } else { self.index_there(leader).await }
             };
             match timeout(ATTEMPT_WITHIN, attempt).await {
                 Ok(Ok(index)) => return Ok(index),
@@ -153,11 +144,7 @@ impl Consensus {
     }
 
     async fn index_here(&self) -> Result<u64, String> {
-        let confirmed = self
-            .inner
-            .raft
-            .get_read_linearizer(ReadPolicy::ReadIndex)
-            .await;
+        let confirmed = self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
         let linearizer = confirmed.map_err(|error| error.to_string())?;
         Ok(linearizer.read_log_id().index())
     }
@@ -165,9 +152,7 @@ impl Consensus {
     async fn index_there(&self, leader: u64) -> Result<u64, String> {
         let peer = self.inner.peers.client(leader);
         let mut peer = peer.ok_or("the leader is not in --initial-cluster")?;
-        let request = ReadIndexRequest {
-            header: Some(self.header(leader)),
-        };
+        let request = ReadIndexRequest { header: Some(self.header(leader)) };
         let answer = peer.read_index(request).await;
         let answer = answer.map_err(|status| status.message().to_owned())?;
         Ok(answer.into_inner().index)

@@ -99,9 +99,7 @@ async fn ask(peers: &Arc<Peers>) -> Vec<(u64, RecallResponse)> {
 impl Consensus {
     /// Waits until this member holds all that was committed when it came back; then it votes again.
     pub(super) async fn come_back(self, returning: Arc<AtomicBool>, ended: EndOfReturn) {
-        tracing::warn!(
-            "this member lost its data; it gets it back from the others before it votes"
-        );
+        tracing::warn!("this member lost its data; it gets it back from the others before it votes");
         let cancel = self.inner.cancel.clone();
         loop {
             let read = tokio::select! {

@@ -7,9 +7,7 @@ use crate::storage::{SnapshotStore, codec};
 use fairlead_proto::internal::v1::{self as wire, peer_server};
 use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus};
 use futures::{Stream, StreamExt as _};
-use openraft::raft::{
-    AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequest, VoteRequest, VoteResponse};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -25,10 +23,7 @@ pub(crate) const MAX_INCOMING: usize = 2;
 #[tonic::async_trait]
 pub trait PeerApi: Send + Sync + 'static {
     /// A session server reports its nodes.
-    async fn report_nodes(
-        &self,
-        request: wire::ReportNodesRequest,
-    ) -> Result<wire::ReportNodesResponse, Status>;
+    async fn report_nodes(&self, request: wire::ReportNodesRequest) -> Result<wire::ReportNodesResponse, Status>;
     /// The leader's board.
     async fn board(&self, request: wire::BoardRequest) -> Result<wire::BoardResponse, Status>;
     /// This member's status.
@@ -52,16 +47,12 @@ pub(crate) struct PeerService {
 
 impl PeerService {
     fn consensus(&self) -> Result<&Consensus, Status> {
-        self.consensus
-            .get()
-            .ok_or_else(|| Status::unavailable("starting"))
+        self.consensus.get().ok_or_else(|| Status::unavailable("starting"))
     }
 
     fn may_vote(&self) -> Result<(), Status> {
         if self.returning.load(Ordering::Acquire) {
-            return Err(Status::unavailable(
-                "this member lost its data and has not got it back yet",
-            ));
+            return Err(Status::unavailable("this member lost its data and has not got it back yet"));
         }
         Ok(())
     }
@@ -77,11 +68,7 @@ fn bad(error: impl std::fmt::Display) -> Status {
 
 fn vote_request(request: &wire::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
     Ok(VoteRequest {
-        vote: request
-            .vote
-            .as_ref()
-            .map(codec::to_vote)
-            .ok_or_else(|| bad("no vote"))?,
+        vote: request.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?,
         last_log_id: request.last_log_id.as_ref().map(codec::to_log_id),
         leadership_transfer: request.leadership_transfer,
     })
@@ -95,16 +82,10 @@ fn vote_response(answer: &VoteResponse<TypeConfig>) -> wire::VoteResponse {
     }
 }
 
-fn append_request(
-    request: wire::AppendRequest,
-) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+fn append_request(request: wire::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let entries: Result<Vec<_>, _> = request.entries.into_iter().map(codec::to_entry).collect();
     Ok(AppendEntriesRequest {
-        vote: request
-            .vote
-            .as_ref()
-            .map(codec::to_vote)
-            .ok_or_else(|| bad("no vote"))?,
+        vote: request.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?,
         prev_log_id: request.prev_log_id.as_ref().map(codec::to_log_id),
         entries: entries.map_err(bad)?,
         leader_commit: request.leader_commit.as_ref().map(codec::to_log_id),
@@ -128,33 +109,19 @@ fn append_response(result: openraft::raft::StreamAppendResult<TypeConfig>) -> wi
 
 #[tonic::async_trait]
 impl peer_server::Peer for PeerService {
-    async fn vote(
-        &self,
-        request: Request<wire::VoteRequest>,
-    ) -> Result<Response<wire::VoteResponse>, Status> {
+    async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.may_vote()?;
-        let answer = self
-            .raft
-            .vote(vote_request(&request)?)
-            .await
-            .map_err(fatal)?;
+        let answer = self.raft.vote(vote_request(&request)?).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
-    async fn pre_vote(
-        &self,
-        request: Request<wire::VoteRequest>,
-    ) -> Result<Response<wire::VoteResponse>, Status> {
+    async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.may_vote()?;
-        let answer = self
-            .raft
-            .pre_vote(vote_request(&request)?)
-            .await
-            .map_err(fatal)?;
+        let answer = self.raft.pre_vote(vote_request(&request)?).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
@@ -176,10 +143,7 @@ impl peer_server::Peer for PeerService {
             }
             futures::future::ready(taken.ok())
         });
-        let answers = self
-            .raft
-            .stream_append(requests)
-            .map(|answer| answer.map(append_response).map_err(fatal));
+        let answers = self.raft.stream_append(requests).map(|answer| answer.map(append_response).map_err(fatal));
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -190,11 +154,7 @@ impl peer_server::Peer for PeerService {
         let mut chunks = request.into_inner();
         let first = chunks.message().await?.ok_or_else(|| bad("no chunk"))?;
         self.peers.check(first.header.as_ref())?;
-        let vote = first
-            .vote
-            .as_ref()
-            .map(codec::to_vote)
-            .ok_or_else(|| bad("no vote"))?;
+        let vote = first.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
         let meta = codec::to_snapshot_meta(&first.meta.unwrap_or_default()).map_err(bad)?;
         let _place = self
             .incoming
@@ -215,18 +175,10 @@ impl peer_server::Peer for PeerService {
         let received = incoming.finish(&sum.unwrap_or_default()).await;
         let snapshot = received.map_err(|error| Status::data_loss(error.to_string()))?;
         if snapshot.meta != meta {
-            return Err(Status::data_loss(
-                "the snapshot is not the one it is said to be",
-            ));
+            return Err(Status::data_loss("the snapshot is not the one it is said to be"));
         }
-        let answer = self
-            .raft
-            .install_full_snapshot(vote, snapshot)
-            .await
-            .map_err(fatal)?;
-        Ok(Response::new(wire::SnapshotResponse {
-            vote: Some(codec::vote(&answer.vote)),
-        }))
+        let answer = self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
+        Ok(Response::new(wire::SnapshotResponse { vote: Some(codec::vote(&answer.vote)) }))
     }
 
     async fn transfer_leader(
@@ -236,29 +188,15 @@ impl peer_server::Peer for PeerService {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.may_vote()?;
-        let from = request
-            .from_leader
-            .as_ref()
-            .map(codec::to_vote)
-            .ok_or_else(|| bad("no vote"))?;
-        let request = TransferLeaderRequest::new(
-            from,
-            request.to_node_id,
-            request.last_log_id.as_ref().map(codec::to_log_id),
-        );
-        let answer = self
-            .raft
-            .handle_transfer_leader(request)
-            .await
-            .map_err(fatal)?;
+        let from = request.from_leader.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
+        let request =
+            TransferLeaderRequest::new(from, request.to_node_id, request.last_log_id.as_ref().map(codec::to_log_id));
+        let answer = self.raft.handle_transfer_leader(request).await.map_err(fatal)?;
         answer.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(wire::TransferLeaderResponse {}))
     }
 
-    async fn propose(
-        &self,
-        request: Request<wire::ProposeRequest>,
-    ) -> Result<Response<wire::ProposeResponse>, Status> {
+    async fn propose(&self, request: Request<wire::ProposeRequest>) -> Result<Response<wire::ProposeResponse>, Status> {
         let request = request.into_inner();
         // What is refused here was certainly not proposed: the answer says so, a status would not.
         let refused = |why: Status| {
@@ -276,19 +214,15 @@ impl peer_server::Peer for PeerService {
             (_, Err(why)) => return refused(why),
         };
         let answer = match consensus.propose_here(entry).await {
-            Ok((outcome, index)) => wire::ProposeResponse {
-                outcome: Some(outcome),
-                index,
-                ..wire::ProposeResponse::default()
-            },
-            Err(crate::raft::ProposeError::NotProposed(why)) => wire::ProposeResponse {
-                not_proposed: why,
-                ..wire::ProposeResponse::default()
-            },
-            Err(crate::raft::ProposeError::Unknown(why)) => wire::ProposeResponse {
-                unknown: why,
-                ..wire::ProposeResponse::default()
-            },
+            Ok((outcome, index)) => {
+                wire::ProposeResponse { outcome: Some(outcome), index, ..wire::ProposeResponse::default() }
+            }
+            Err(crate::raft::ProposeError::NotProposed(why)) => {
+                wire::ProposeResponse { not_proposed: why, ..wire::ProposeResponse::default() }
+            }
+            Err(crate::raft::ProposeError::Unknown(why)) => {
+                wire::ProposeResponse { unknown: why, ..wire::ProposeResponse::default() }
+            }
         };
         Ok(Response::new(answer))
     }
@@ -315,10 +249,7 @@ impl peer_server::Peer for PeerService {
         self.api.report_nodes(request).await.map(Response::new)
     }
 
-    async fn recall(
-        &self,
-        request: Request<wire::RecallRequest>,
-    ) -> Result<Response<wire::RecallResponse>, Status> {
+    async fn recall(&self, request: Request<wire::RecallRequest>) -> Result<Response<wire::RecallResponse>, Status> {
         let header = request.into_inner().header;
         self.peers.check(header.as_ref())?;
         let from = header.map_or(0, |header| header.from);
@@ -332,29 +263,17 @@ impl peer_server::Peer for PeerService {
         }))
     }
 
-    async fn member_status(
-        &self,
-        _: Request<wire::MemberStatusRequest>,
-    ) -> Result<Response<MemberStatus>, Status> {
+    async fn member_status(&self, _: Request<wire::MemberStatusRequest>) -> Result<Response<MemberStatus>, Status> {
         self.api.member_status().await.map(Response::new)
     }
 
-    async fn board(
-        &self,
-        request: Request<wire::BoardRequest>,
-    ) -> Result<Response<wire::BoardResponse>, Status> {
+    async fn board(&self, request: Request<wire::BoardRequest>) -> Result<Response<wire::BoardResponse>, Status> {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.api.board(request).await.map(Response::new)
     }
 
-    async fn dataplane(
-        &self,
-        request: Request<DataplaneRequest>,
-    ) -> Result<Response<DataplaneResponse>, Status> {
-        self.api
-            .dataplane(request.into_inner())
-            .await
-            .map(Response::new)
+    async fn dataplane(&self, request: Request<DataplaneRequest>) -> Result<Response<DataplaneResponse>, Status> {
+        self.api.dataplane(request.into_inner()).await.map(Response::new)
     }
 }

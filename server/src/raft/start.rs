@@ -10,9 +10,7 @@ use crate::raft::types::member_id;
 use crate::raft::{Consensus, Inner, MAX_MESSAGE};
 use crate::storage::{Identity, OpenError, Storage};
 use crate::write::stamp;
-use fairlead_proto::internal::v1::{
-    InitCluster, Member, SetMember, command, peer_server::PeerServer,
-};
+use fairlead_proto::internal::v1::{InitCluster, Member, SetMember, command, peer_server::PeerServer};
 use ipnet::{IpNet, Ipv4Net};
 use openraft::SnapshotPolicy;
 use std::collections::BTreeSet;
@@ -154,9 +152,7 @@ impl Consensus {
         let raft_config = Arc::new(raft_config(config, storage.returning)?);
         let network = Network(peers.clone());
         let raft = openraft::Raft::new(id, raft_config, network, storage.log, storage.machine);
-        let raft = raft
-            .await
-            .map_err(|error| StartError::Raft(error.to_string()))?;
+        let raft = raft.await.map_err(|error| StartError::Raft(error.to_string()))?;
         let (rounds, queue) = Rounds::new();
         let (leader_to, leader) = watch::channel(None);
         let failure = watch::Sender::new(None);
@@ -179,12 +175,7 @@ impl Consensus {
             #[cfg(test)]
             database,
         };
-        Ok((
-            Self {
-                inner: Arc::new(inner),
-            },
-            queue,
-        ))
+        Ok((Self { inner: Arc::new(inner) }, queue))
     }
 
     /// A pristine member starts from the founding list; the same list on every member makes the same first entry.
@@ -207,16 +198,11 @@ impl Consensus {
 
     /// Tells the cluster who we are, and makes it a cluster if it is none yet. Tried until it holds.
     async fn introduce(self, config: ConsensusConfig) {
-        let address = config
-            .initial_cluster
-            .iter()
-            .find(|(name, _)| *name == config.name);
+        let address = config.initial_cluster.iter().find(|(name, _)| *name == config.name);
         let own = Member {
             id: self.inner.id,
             name: config.name.clone(),
-            peer_address: address
-                .map(|(_, address)| address.clone())
-                .unwrap_or_default(),
+            peer_address: address.map(|(_, address)| address.clone()).unwrap_or_default(),
             grpc_address: config.grpc_address.clone(),
         };
         let mut published = self.inner.published.clone();
@@ -235,10 +221,7 @@ impl Consensus {
                 None
             };
             let answer = match command {
-                Some(command) => self
-                    .propose(stamp(command, None))
-                    .await
-                    .map(|done| done.rejection),
+                Some(command) => self.propose(stamp(command, None)).await.map(|done| done.rejection),
                 None => Ok(None),
             };
             match answer {
@@ -287,10 +270,7 @@ fn check_founding(config: &ConsensusConfig) -> Result<(), StartError> {
     let ids: BTreeSet<u64> = list.iter().map(|(name, _)| member_id(name)).collect();
     let addresses: BTreeSet<&String> = list.iter().map(|(_, address)| address).collect();
     let problem = if !names.contains(&config.name) {
-        format!(
-            "it does not name this member, {}: add it or correct --name",
-            config.name
-        )
+        format!("it does not name this member, {}: add it or correct --name", config.name)
     } else if names.len() < list.len() {
         "a name occurs twice: give every member its own".to_owned()
     } else if addresses.len() < list.len() {
@@ -322,14 +302,12 @@ fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<openraft::Co
         install_snapshot_timeout: 300_000,
         ..openraft::Config::default()
     };
-    raft.validate()
-        .map_err(|error| StartError::Raft(error.to_string()))
+    raft.validate().map_err(|error| StartError::Raft(error.to_string()))
 }
 
 async fn serve(listener: TcpListener, service: PeerService, cancel: CancellationToken) {
-    let service = PeerServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+    let service =
+        PeerServer::new(service).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     // The server's own `tcp_nodelay` is not for a listener that it is given; without it every answer waits 40 ms.
     let serving = tonic::transport::Server::builder()
         .initial_stream_window_size(2 * 1024 * 1024)

@@ -11,10 +11,7 @@ struct Silent;
 
 #[tonic::async_trait]
 impl PeerApi for Silent {
-    async fn report_nodes(
-        &self,
-        _: wire::ReportNodesRequest,
-    ) -> Result<wire::ReportNodesResponse, Status> {
+    async fn report_nodes(&self, _: wire::ReportNodesRequest) -> Result<wire::ReportNodesResponse, Status> {
         Ok(wire::ReportNodesResponse::default())
     }
     async fn board(&self, _: wire::BoardRequest) -> Result<wire::BoardResponse, Status> {
@@ -45,11 +42,7 @@ async fn alone(dir: &tempfile::TempDir, listen_peer: std::net::SocketAddr) -> Co
 }
 
 fn member(name: &str) -> command::Kind {
-    let member = Some(Member {
-        id: types::member_id(name),
-        name: name.into(),
-        ..Member::default()
-    });
+    let member = Some(Member { id: types::member_id(name), name: name.into(), ..Member::default() });
     command::Kind::SetMember(wire::SetMember { member })
 }
 
@@ -58,42 +51,21 @@ async fn a_broken_disk_stops_the_member_and_no_write_is_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let address = free_address();
     let consensus = alone(&dir, address).await;
-    consensus
-        .propose(stamp(member("other"), None))
-        .await
-        .unwrap();
+    consensus.propose(stamp(member("other"), None)).await.unwrap();
     assert_eq!(consensus.failure(), None);
     let database = consensus.inner.database.upgrade().unwrap();
     database.commits_left.store(0, Ordering::SeqCst);
     drop(database);
-    let refused = consensus
-        .propose(stamp(member("lost"), None))
-        .await
-        .unwrap_err();
+    let refused = consensus.propose(stamp(member("lost"), None)).await.unwrap_err();
     assert!(matches!(refused, ProposeError::Unknown(_)), "{refused}");
-    let why = tokio::time::timeout(Duration::from_secs(5), consensus.failed())
-        .await
-        .unwrap();
+    let why = tokio::time::timeout(Duration::from_secs(5), consensus.failed()).await.unwrap();
     assert!(why.contains("No space left on device"), "{why}");
-    assert!(
-        consensus
-            .propose(stamp(member("later"), None))
-            .await
-            .is_err()
-    );
+    assert!(consensus.propose(stamp(member("later"), None)).await.is_err());
     consensus.shutdown().await;
     let consensus = alone(&dir, address).await;
     assert!(consensus.read().await.is_ok());
-    let names: Vec<_> = consensus
-        .local()
-        .state
-        .members()
-        .map(|member| member.name.clone())
-        .collect();
-    assert!(
-        names.contains(&"other".to_owned()) && !names.contains(&"lost".to_owned()),
-        "{names:?}"
-    );
+    let names: Vec<_> = consensus.local().state.members().map(|member| member.name.clone()).collect();
+    assert!(names.contains(&"other".to_owned()) && !names.contains(&"lost".to_owned()), "{names:?}");
     consensus.shutdown().await;
 }
 
@@ -104,56 +76,21 @@ async fn messages_of_strangers_are_refused_and_certainly_not_proposed() {
     consensus.read().await.unwrap();
     let own = consensus.header(consensus.inner.id);
     let mut client = consensus.peer(own.to).await.unwrap();
-    let stranger = PeerHeader {
-        cluster_id: "another".into(),
-        ..own.clone()
-    };
-    let elsewhere = PeerHeader {
-        to: 1,
-        ..own.clone()
-    };
+    let stranger = PeerHeader { cluster_id: "another".into(), ..own.clone() };
+    let elsewhere = PeerHeader { to: 1, ..own.clone() };
     let unknown = PeerHeader { from: 1, ..own };
     for header in [Some(stranger), Some(elsewhere), Some(unknown), None] {
-        let vote = wire::VoteRequest {
-            header: header.clone(),
-            ..wire::VoteRequest::default()
-        };
+        let vote = wire::VoteRequest { header: header.clone(), ..wire::VoteRequest::default() };
         assert!(client.vote(vote.clone()).await.is_err());
         assert!(client.pre_vote(vote).await.is_err());
         let header_of = header.clone();
-        assert!(
-            client
-                .read_index(wire::ReadIndexRequest { header: header_of })
-                .await
-                .is_err()
-        );
-        let append = wire::AppendRequest {
-            header: header.clone(),
-            ..wire::AppendRequest::default()
-        };
-        let answers = client
-            .append(futures::stream::iter([append]))
-            .await
-            .unwrap();
-        assert_eq!(
-            answers.into_inner().message().await.unwrap(),
-            None,
-            "the stream ends"
-        );
-        let chunk = wire::SnapshotChunk {
-            header: header.clone(),
-            ..wire::SnapshotChunk::default()
-        };
-        assert!(
-            client
-                .install_snapshot(futures::stream::iter([chunk]))
-                .await
-                .is_err()
-        );
-        let propose = wire::ProposeRequest {
-            entry: Some(stamp(member("stranger"), None)),
-            header,
-        };
+        assert!(client.read_index(wire::ReadIndexRequest { header: header_of }).await.is_err());
+        let append = wire::AppendRequest { header: header.clone(), ..wire::AppendRequest::default() };
+        let answers = client.append(futures::stream::iter([append])).await.unwrap();
+        assert_eq!(answers.into_inner().message().await.unwrap(), None, "the stream ends");
+        let chunk = wire::SnapshotChunk { header: header.clone(), ..wire::SnapshotChunk::default() };
+        assert!(client.install_snapshot(futures::stream::iter([chunk])).await.is_err());
+        let propose = wire::ProposeRequest { entry: Some(stamp(member("stranger"), None)), header };
         let answer = client.propose(propose).await.unwrap().into_inner();
         assert!(!answer.not_proposed.is_empty());
     }
@@ -169,10 +106,7 @@ async fn only_what_was_never_sent_is_certainly_not_proposed() {
     let address = free_address().to_string();
     let peers = Peers::new(1, "x", &[("n2".into(), address)]).unwrap();
     let mut client = peers.client(types::member_id("n2")).unwrap();
-    let status = client
-        .propose(wire::ProposeRequest::default())
-        .await
-        .unwrap_err();
+    let status = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
     assert!(peers::never_sent(&status), "{status:?}");
     // Somebody takes the connection, reads, and breaks it.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -186,9 +120,6 @@ async fn only_what_was_never_sent_is_certainly_not_proposed() {
     });
     let peers = Peers::new(1, "x", &[("n2".into(), address)]).unwrap();
     let mut client = peers.client(types::member_id("n2")).unwrap();
-    let status = client
-        .propose(wire::ProposeRequest::default())
-        .await
-        .unwrap_err();
+    let status = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
     assert!(!peers::never_sent(&status), "{status:?}");
 }

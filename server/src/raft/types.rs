@@ -56,9 +56,6 @@ pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// Id of a member: the first 53 bits of its name's SHA-256. The same on every member and at every start; never 0.
 #[must_use]
 pub fn member_id(name: &str) -> u64 {
-    let hash = Sha256::digest(name.as_bytes())
-        .iter()
-        .take(8)
-        .fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let hash = Sha256::digest(name.as_bytes()).iter().take(8).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
     (hash >> 11).max(1)
 }

@@ -1,8 +1,6 @@
 //! Our own protobuf encodings of openraft's types, on disk and on the wire: openraft's are not frozen.
 
-use crate::raft::types::{
-    Entry, LogId, Logged, MemberAddress, Membership, SnapshotMeta, StoredMembership, Vote,
-};
+use crate::raft::types::{Entry, LogId, Logged, MemberAddress, Membership, SnapshotMeta, StoredMembership, Vote};
 use fairlead_proto::internal::v1 as wire;
 use openraft::EntryPayload;
 use openraft::vote::RaftLeaderId as _;
@@ -32,24 +30,14 @@ pub enum CodecError {
 type LeaderId = openraft::alias::LeaderIdOf<crate::raft::types::TypeConfig>;
 
 /// Bytes of a message.
-pub fn decode<T: prost::Message + Default>(
-    what: &'static str,
-    bytes: &[u8],
-) -> Result<T, CodecError> {
-    T::decode(bytes).map_err(|error| CodecError::Decode {
-        what,
-        why: error.to_string(),
-    })
+pub fn decode<T: prost::Message + Default>(what: &'static str, bytes: &[u8]) -> Result<T, CodecError> {
+    T::decode(bytes).map_err(|error| CodecError::Decode { what, why: error.to_string() })
 }
 
 /// To the wire form.
 #[must_use]
 pub fn log_id(id: &LogId) -> wire::LogId {
-    wire::LogId {
-        term: id.leader_id.term,
-        node_id: id.leader_id.node_id,
-        index: id.index,
-    }
+    wire::LogId { term: id.leader_id.term, node_id: id.leader_id.node_id, index: id.index }
 }
 
 /// From the wire form.
@@ -61,20 +49,13 @@ pub fn to_log_id(id: &wire::LogId) -> LogId {
 /// To the wire form.
 #[must_use]
 pub fn vote(vote: &Vote) -> wire::Vote {
-    wire::Vote {
-        term: vote.leader_id.term,
-        node_id: vote.leader_id.node_id,
-        committed: vote.committed,
-    }
+    wire::Vote { term: vote.leader_id.term, node_id: vote.leader_id.node_id, committed: vote.committed }
 }
 
 /// From the wire form.
 #[must_use]
 pub fn to_vote(vote: &wire::Vote) -> Vote {
-    Vote {
-        leader_id: LeaderId::new(vote.term, vote.node_id),
-        committed: vote.committed,
-    }
+    Vote { leader_id: LeaderId::new(vote.term, vote.node_id), committed: vote.committed }
 }
 
 /// To the wire form.
@@ -84,9 +65,7 @@ pub fn membership(membership: &Membership) -> wire::Membership {
         configs: membership
             .get_joint_config()
             .iter()
-            .map(|set| wire::IdSet {
-                ids: set.iter().copied().collect(),
-            })
+            .map(|set| wire::IdSet { ids: set.iter().copied().collect() })
             .collect(),
         nodes: membership
             .nodes()
@@ -107,28 +86,13 @@ pub fn to_membership(membership: &wire::Membership) -> Result<Membership, CodecE
     if membership.configs.is_empty() && membership.nodes.is_empty() {
         return Ok(Membership::default());
     }
-    let configs: Vec<BTreeSet<u64>> = membership
-        .configs
-        .iter()
-        .map(|set| set.ids.iter().copied().collect())
-        .collect();
+    let configs: Vec<BTreeSet<u64>> = membership.configs.iter().map(|set| set.ids.iter().copied().collect()).collect();
     let nodes: BTreeMap<u64, MemberAddress> = membership
         .nodes
         .iter()
-        .map(|node| {
-            (
-                node.id,
-                MemberAddress {
-                    name: node.name.clone(),
-                    peer_address: node.peer_address.clone(),
-                },
-            )
-        })
+        .map(|node| (node.id, MemberAddress { name: node.name.clone(), peer_address: node.peer_address.clone() }))
         .collect();
-    Membership::new(configs, nodes).map_err(|error| CodecError::Decode {
-        what: "membership",
-        why: error.to_string(),
-    })
+    Membership::new(configs, nodes).map_err(|error| CodecError::Decode { what: "membership", why: error.to_string() })
 }
 
 /// To the wire form.
@@ -144,14 +108,9 @@ pub fn stored_membership(stored: &StoredMembership) -> wire::StoredMembership {
 ///
 /// # Errors
 /// As [`to_membership`].
-pub fn to_stored_membership(
-    stored: &wire::StoredMembership,
-) -> Result<StoredMembership, CodecError> {
+pub fn to_stored_membership(stored: &wire::StoredMembership) -> Result<StoredMembership, CodecError> {
     let inner = to_membership(&stored.membership.clone().unwrap_or_default())?;
-    Ok(StoredMembership::new(
-        stored.log_id.as_ref().map(to_log_id),
-        inner,
-    ))
+    Ok(StoredMembership::new(stored.log_id.as_ref().map(to_log_id), inner))
 }
 
 /// To the wire form.
@@ -162,10 +121,7 @@ pub fn entry(entry: &Entry) -> wire::LogEntry {
         EntryPayload::Normal(data) => wire::log_entry::Payload::Normal((*data.0).clone()),
         EntryPayload::Membership(inner) => wire::log_entry::Payload::Membership(membership(inner)),
     };
-    wire::LogEntry {
-        log_id: Some(log_id(&entry.log_id)),
-        payload: Some(payload),
-    }
+    wire::LogEntry { log_id: Some(log_id(&entry.log_id)), payload: Some(payload) }
 }
 
 /// From the wire form.
@@ -173,22 +129,13 @@ pub fn entry(entry: &Entry) -> wire::LogEntry {
 /// # Errors
 /// A payload of a kind that this version doesn't know: the member must stop, not skip it.
 pub fn to_entry(entry: wire::LogEntry) -> Result<Entry, CodecError> {
-    let id = entry
-        .log_id
-        .as_ref()
-        .map(to_log_id)
-        .ok_or(CodecError::Missing("log entry"))?;
+    let id = entry.log_id.as_ref().map(to_log_id).ok_or(CodecError::Missing("log entry"))?;
     let payload = match entry.payload.ok_or(CodecError::Missing("log entry"))? {
         wire::log_entry::Payload::Blank(_) => EntryPayload::Blank,
         wire::log_entry::Payload::Normal(data) => EntryPayload::Normal(Logged::from(data)),
-        wire::log_entry::Payload::Membership(inner) => {
-            EntryPayload::Membership(to_membership(&inner)?)
-        }
+        wire::log_entry::Payload::Membership(inner) => EntryPayload::Membership(to_membership(&inner)?),
     };
-    Ok(Entry {
-        log_id: id,
-        payload,
-    })
+    Ok(Entry { log_id: id, payload })
 }
 
 /// A snapshot's meta to the wire form.
@@ -233,11 +180,7 @@ pub fn to_log_record(index: u64, record: &[u8]) -> Result<Entry, CodecError> {
         return Err(CodecError::Checksum("log record"));
     }
     let found = to_entry(decode("log record", bytes)?)?;
-    if found.log_id.index == index {
-        Ok(found)
-    } else {
-        Err(CodecError::Checksum("log record"))
-    }
+    if found.log_id.index == index { Ok(found) } else { Err(CodecError::Checksum("log record")) }
 }
 
 fn checksum(index: u64, bytes: &[u8]) -> [u8; 8] {
@@ -276,27 +219,12 @@ mod tests {
 
     #[test]
     fn votes_and_memberships_round_trip() {
-        let one = Vote {
-            leader_id: LeaderId::new(7, 9),
-            committed: true,
-        };
+        let one = Vote { leader_id: LeaderId::new(7, 9), committed: true };
         assert_eq!(to_vote(&vote(&one)), one);
-        let nodes: BTreeMap<_, _> = (1..4)
-            .map(|id| {
-                (
-                    id,
-                    MemberAddress {
-                        name: format!("n{id}"),
-                        peer_address: format!("h:{id}"),
-                    },
-                )
-            })
-            .collect();
+        let nodes: BTreeMap<_, _> =
+            (1..4).map(|id| (id, MemberAddress { name: format!("n{id}"), peer_address: format!("h:{id}") })).collect();
         let joint = Membership::new(vec![[1, 2].into(), [2, 3].into()], nodes).unwrap();
         let stored = StoredMembership::new(Some(LogId::new(LeaderId::new(1, 2), 3)), joint);
-        assert_eq!(
-            to_stored_membership(&stored_membership(&stored)).unwrap(),
-            stored
-        );
+        assert_eq!(to_stored_membership(&stored_membership(&stored)).unwrap(), stored);
     }
 }

@@ -48,9 +48,7 @@ pub struct LoadedState {
 pub fn number(database: &Database, key: &[u8]) -> Result<Option<u64>, String> {
     let found = database.get(keys::META, key)?;
     let number = found.map(|bytes| bytes.try_into().map(u64::from_be_bytes));
-    number
-        .transpose()
-        .map_err(|_| format!("{} is not 8 bytes", String::from_utf8_lossy(key)))
+    number.transpose().map_err(|_| format!("{} is not 8 bytes", String::from_utf8_lossy(key)))
 }
 
 /// Reads and checks the whole log; the newest part stays in memory.
@@ -84,17 +82,12 @@ pub fn log(database: &Database) -> Result<LoadedLog, String> {
         if expected != index {
             return Err(format!("log entry {expected} is missing"));
         }
-        let entry = codec::to_log_record(index, &value)
-            .map_err(|error| format!("log entry {index}: {error}"))?;
+        let entry = codec::to_log_record(index, &value).map_err(|error| format!("log entry {index}: {error}"))?;
         recent.push(entry, value.len());
         recent.shrink(index);
         expected = index + 1;
     }
-    Ok(LoadedLog {
-        recent,
-        purged,
-        vote,
-    })
+    Ok(LoadedLog { recent, purged, vote })
 }
 
 fn log_index(key: &[u8]) -> Result<u64, String> {
@@ -106,11 +99,7 @@ fn log_index(key: &[u8]) -> Result<u64, String> {
 ///
 /// # Errors
 /// RocksDB's, or a record that fails its checksum.
-pub fn entries(
-    database: &Database,
-    range: Range<u64>,
-    limit: usize,
-) -> Result<(Vec<Entry>, usize), String> {
+pub fn entries(database: &Database, range: Range<u64>, limit: usize) -> Result<(Vec<Entry>, usize), String> {
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(keys::log(range.end).to_vec());
     let from = keys::log(range.start);
@@ -123,8 +112,7 @@ pub fn entries(
         if bytes >= limit || index != range.start + found.len() as u64 {
             break;
         }
-        let entry = codec::to_log_record(index, &value)
-            .map_err(|error| format!("log entry {index}: {error}"))?;
+        let entry = codec::to_log_record(index, &value).map_err(|error| format!("log entry {index}: {error}"))?;
         bytes += value.len();
         found.push(entry);
     }
@@ -137,18 +125,12 @@ pub fn entries(
 /// What is damaged, or written by a newer version.
 pub fn state(database: &Database) -> Result<LoadedState, String> {
     let generation = number(database, keys::GENERATION)?.unwrap_or(0);
-    let mut loaded = LoadedState {
-        generation,
-        ..LoadedState::default()
-    };
+    let mut loaded = LoadedState { generation, ..LoadedState::default() };
     let mut records = Vec::new();
     let mut digest = None;
     let prefix = generation.to_be_bytes();
     let mode = IteratorMode::From(&prefix, Direction::Forward);
-    for item in database
-        .db
-        .iterator_cf(&database.family(keys::STATE)?, mode)
-    {
+    for item in database.db.iterator_cf(&database.family(keys::STATE)?, mode) {
         let (key, value) = item.map_err(|error| error.to_string())?;
         if !key.starts_with(&prefix) {
             break;
@@ -161,13 +143,10 @@ pub fn state(database: &Database) -> Result<LoadedState, String> {
             }
             keys::tag::MEMBERSHIP => {
                 let stored: wire::StoredMembership = read("membership", &value)?;
-                loaded.membership =
-                    codec::to_stored_membership(&stored).map_err(|error| error.to_string())?;
+                loaded.membership = codec::to_stored_membership(&stored).map_err(|error| error.to_string())?;
             }
             keys::tag::DIGEST => digest = Some(String::from_utf8_lossy(&value).into_owned()),
-            tag => records.push(StateRecord {
-                kind: Some(record(tag, &value)?),
-            }),
+            tag => records.push(StateRecord { kind: Some(record(tag, &value)?) }),
         }
     }
     if records.is_empty() && loaded.applied.is_none() {
@@ -190,9 +169,7 @@ fn record(tag: u8, value: &[u8]) -> Result<Kind, String> {
         keys::tag::SESSION | keys::tag::SESSION_WRITE => Kind::Session(read("session", value)?),
         keys::tag::LEASE => Kind::Lease(read("lease", value)?),
         other => {
-            return Err(format!(
-                "a state record has the unknown tag {other}: was it written by a newer version?"
-            ));
+            return Err(format!("a state record has the unknown tag {other}: was it written by a newer version?"));
         }
     })
 }

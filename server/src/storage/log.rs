@@ -118,12 +118,7 @@ impl LogStore {
             vote: loaded.vote,
             ..loaded.recent
         };
-        Self {
-            writer,
-            database,
-            recent: Arc::new(Mutex::new(recent)),
-            written: Arc::new(AtomicU64::new(written)),
-        }
+        Self { writer, database, recent: Arc::new(Mutex::new(recent)), written: Arc::new(AtomicU64::new(written)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Recent> {
@@ -150,9 +145,7 @@ impl LogStore {
             let read = tokio::task::spawn_blocking(move || load::entries(&database, range, limit));
             let read = read.await.map_err(io::Error::other)?;
             let recent = self.lock();
-            if recent.truncations != truncations
-                || recent.purged.is_some_and(|id| id.index >= on_disk.start)
-            {
+            if recent.truncations != truncations || recent.purged.is_some_and(|id| id.index >= on_disk.start) {
                 continue; // The log changed beside the read: what was read may be of both.
             }
             let (mut entries, bytes) = read.map_err(io::Error::other)?;
@@ -191,32 +184,22 @@ impl RaftLogReader<TypeConfig> for LogStore {
         self.read(from, to, usize::MAX).await
     }
 
-    async fn limited_get_log_entries(
-        &mut self,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<Entry>, io::Error> {
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         self.read(start, end, READ_BYTES).await
     }
 
     /// In steps of bounded size: a long range isn't held in memory at once.
-    async fn entries_stream<RB>(
-        &mut self,
-        range: RB,
-    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (from, to) = bounds(&range);
-        let steps =
-            futures::stream::try_unfold((self.clone(), from), move |(log, from)| async move {
-                let entries = log.read(from, to, READ_BYTES).await?;
-                let next = entries.last().map(|entry| entry.log_id.index + 1);
-                Ok::<_, io::Error>(next.map(|next| (entries, (log, next))))
-            });
-        steps
-            .map_ok(|entries| futures::stream::iter(entries).map(Ok))
-            .try_flatten()
+        let steps = futures::stream::try_unfold((self.clone(), from), move |(log, from)| async move {
+            let entries = log.read(from, to, READ_BYTES).await?;
+            let next = entries.last().map(|entry| entry.log_id.index + 1);
+            Ok::<_, io::Error>(next.map(|next| (entries, (log, next))))
+        });
+        steps.map_ok(|entries| futures::stream::iter(entries).map(Ok)).try_flatten()
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -229,10 +212,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let recent = self.lock();
-        Ok(LogState {
-            last_purged_log_id: recent.purged,
-            last_log_id: recent.last,
-        })
+        Ok(LogState { last_purged_log_id: recent.purged, last_log_id: recent.last })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -247,11 +227,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    async fn append<I>(
-        &mut self,
-        entries: I,
-        callback: IOFlushed<TypeConfig>,
-    ) -> Result<(), io::Error>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -269,12 +245,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             recent.last.map_or(0, |id| id.index)
         };
         let done = Done::Flushed(callback, self.written.clone(), last);
-        let job = Job {
-            writes,
-            range: None,
-            sync: true,
-            done,
-        };
+        let job = Job { writes, range: None, sync: true, done };
         self.writer.submit(job).await
     }
 
@@ -288,15 +259,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             recent.forget_from(from);
             recent.last = last_log_id.or(recent.purged);
         }
-        let range = (
-            keys::LOG,
-            keys::log(from).to_vec(),
-            keys::log(u64::MAX).to_vec(),
-        );
+        let range = (keys::LOG, keys::log(from).to_vec(), keys::log(u64::MAX).to_vec());
         self.writer.write(Vec::new(), Some(range), true).await?;
         // Everything submitted before is written now, so nothing raises this behind our back.
-        self.written
-            .store(from.saturating_sub(1), Ordering::Release);
+        self.written.store(from.saturating_sub(1), Ordering::Release);
         Ok(())
     }
 

@@ -56,10 +56,8 @@ impl StateMachine {
     /// A machine with what was loaded.
     #[must_use]
     pub fn new(writer: Writer, snapshots: SnapshotStore, loaded: LoadedState) -> Self {
-        let first = Published {
-            snapshot: Arc::new(loaded.snapshot.clone()),
-            index: loaded.applied.map_or(0, |id| id.index),
-        };
+        let first =
+            Published { snapshot: Arc::new(loaded.snapshot.clone()), index: loaded.applied.map_or(0, |id| id.index) };
         Self {
             writer,
             snapshots,
@@ -82,10 +80,7 @@ impl StateMachine {
     fn publish(&self) {
         let snapshot = Arc::new(self.current.clone());
         self.views.send_replace(snapshot.clone());
-        self.published.send_replace(Published {
-            snapshot,
-            index: self.applied.map_or(0, |id| id.index),
-        });
+        self.published.send_replace(Published { snapshot, index: self.applied.map_or(0, |id| id.index) });
     }
 
     /// Applies an entry in memory and adds what it did to a batch.
@@ -129,55 +124,33 @@ impl StateMachine {
         }
         // What left the window leaves the store in the same batch.
         for gone in compacted + 1..=self.current.history.compacted() {
-            put(
-                keys::state(generation, keys::tag::EVENT, &gone.to_be_bytes()),
-                None,
-            );
+            put(keys::state(generation, keys::tag::EVENT, &gone.to_be_bytes()), None);
         }
         let state = &self.current.state;
         for client in &applied.touched.sessions {
             let session = state.session(client).map(|session| session.encode_to_vec());
-            put(
-                keys::state(generation, keys::tag::SESSION, client.as_bytes()),
-                session,
-            );
+            put(keys::state(generation, keys::tag::SESSION, client.as_bytes()), session);
         }
         for (client, sequence) in &applied.touched.session_writes {
             let kept = state.session_write(client, *sequence).map(|write| {
-                let session = Session {
-                    client: client.clone(),
-                    writes: vec![write],
-                    ..Session::default()
-                };
+                let session = Session { client: client.clone(), writes: vec![write], ..Session::default() };
                 session.encode_to_vec()
             });
             put(keys::session_write(generation, client, *sequence), kept);
         }
         for node in &applied.touched.leases {
             let lease = state.lease(node).map(|lease| lease.encode_to_vec());
-            put(
-                keys::state(generation, keys::tag::LEASE, node.as_bytes()),
-                lease,
-            );
+            put(keys::state(generation, keys::tag::LEASE, node.as_bytes()), lease);
         }
     }
 
     /// What every batch ends with: meta, digest, last applied, membership.
     fn closing(&self) -> Vec<Write> {
-        let put = |tag, value: Vec<u8>| {
-            (
-                keys::STATE,
-                keys::state(self.generation, tag, &[]),
-                Some(value),
-            )
-        };
+        let put = |tag, value: Vec<u8>| (keys::STATE, keys::state(self.generation, tag, &[]), Some(value));
         let membership = codec::stored_membership(&self.membership).encode_to_vec();
         let mut writes = vec![
             put(keys::tag::META, self.current.meta().encode_to_vec()),
-            put(
-                keys::tag::DIGEST,
-                self.current.state.digest_hex().into_bytes(),
-            ),
+            put(keys::tag::DIGEST, self.current.state.digest_hex().into_bytes()),
             put(keys::tag::MEMBERSHIP, membership),
         ];
         if let Some(id) = &self.applied {
@@ -215,11 +188,7 @@ impl StateMachine {
         writes.push((keys::META, keys::GENERATION.to_vec(), pointer));
         self.writer.write(writes, None, true).await?;
         // A crash before this leaves the old generation to the next start.
-        let gone = (
-            keys::STATE,
-            old.to_be_bytes().to_vec(),
-            new.to_be_bytes().to_vec(),
-        );
+        let gone = (keys::STATE, old.to_be_bytes().to_vec(), new.to_be_bytes().to_vec());
         self.writer.write(Vec::new(), Some(gone), false).await
     }
 }
@@ -234,9 +203,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
     where
-        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>>
-            + Unpin
-            + openraft::OptionalSend,
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + openraft::OptionalSend,
     {
         let mut chunks = entries.ready_chunks(BATCH);
         while let Some(chunk) = chunks.next().await {
@@ -247,8 +214,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 let outcome = self.execute(entry, &mut writes)?;
                 answers.extend(responder.map(|responder| (responder, outcome)));
                 if writer::bytes(&writes) > BATCH_BYTES {
-                    self.settle(std::mem::take(&mut writes), std::mem::take(&mut answers))
-                        .await?;
+                    self.settle(std::mem::take(&mut writes), std::mem::take(&mut answers)).await?;
                 }
             }
             self.settle(writes, answers).await?;
@@ -269,25 +235,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
         self.since = (0, 0);
         // One consistent view of data and position, taken between two batches.
-        let meta = SnapshotMeta {
-            last_log_id: self.applied,
-            last_membership: self.membership.clone(),
-        };
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
         self.snapshots.builder(meta, self.current.clone())
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMeta,
-        snapshot: SnapshotFile,
-    ) -> Result<(), io::Error> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
         let read = snapshot.clone();
         let decoded = tokio::task::spawn_blocking(move || read.decode()).await;
         let (found, installed) = decoded.map_err(io::Error::other)??;
         if found != *meta {
-            return Err(io::Error::other(
-                "the snapshot is not the one it is said to be",
-            ));
+            return Err(io::Error::other("the snapshot is not the one it is said to be"));
         }
         load::executable(&installed).map_err(io::Error::other)?;
         // The file first: if it goes no further, the next start finds a snapshot ahead of the state and installs it.

@@ -6,8 +6,7 @@ use crate::storage::snapshot_store::SnapshotStore;
 use crate::storage::writer::Writer;
 use crate::storage::{keys, load};
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBRecoveryMode,
-    MultiThreaded, Options,
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBRecoveryMode, MultiThreaded, Options,
 };
 use std::io;
 use std::path::{Path, PathBuf};
@@ -94,9 +93,7 @@ impl Database {
     /// # Errors
     /// It is missing, which opening excludes.
     pub fn family(&self, name: &str) -> Result<Arc<BoundColumnFamily<'_>>, String> {
-        self.db
-            .cf_handle(name)
-            .ok_or_else(|| format!("column family {name} is missing"))
+        self.db.cf_handle(name).ok_or_else(|| format!("column family {name} is missing"))
     }
 
     /// A value.
@@ -104,18 +101,12 @@ impl Database {
     /// # Errors
     /// RocksDB's.
     pub fn get(&self, family: &str, key: &[u8]) -> Result<Option<Vec<u8>>, String> {
-        self.db
-            .get_cf(&self.family(family)?, key)
-            .map_err(|error| error.to_string())
+        self.db.get_cf(&self.family(family)?, key).map_err(|error| error.to_string())
     }
 
     fn is_empty(&self, family: &str) -> Result<bool, String> {
         let family = self.family(family)?;
-        match self
-            .db
-            .iterator_cf(&family, rocksdb::IteratorMode::Start)
-            .next()
-        {
+        match self.db.iterator_cf(&family, rocksdb::IteratorMode::Start).next() {
             None => Ok(true),
             Some(Ok(_)) => Ok(false),
             Some(Err(error)) => Err(error.to_string()),
@@ -160,16 +151,10 @@ impl Storage {
     /// # Errors
     /// [`OpenError`], in one clear sentence; nothing was changed.
     pub fn open(path: &Path, identity: &Identity) -> Result<Self, OpenError> {
-        let directory = |error| OpenError::Directory {
-            path: path.to_owned(),
-            error,
-        };
+        let directory = |error| OpenError::Directory { path: path.to_owned(), error };
         std::fs::create_dir_all(path).map_err(directory)?;
         let database = Arc::new(open_database(path)?);
-        let damaged = |why: String| OpenError::Damaged {
-            path: path.to_owned(),
-            why,
-        };
+        let damaged = |why: String| OpenError::Damaged { path: path.to_owned(), why };
         check_identity(&database, path, identity)?;
         let log = load::log(&database).map_err(damaged)?;
         let state = load::state(&database).map_err(damaged)?;
@@ -247,10 +232,8 @@ fn open_database(path: &Path) -> Result<Database, OpenError> {
     options.set_keep_log_file_num(4);
     options.set_max_open_files(512);
     let family = family_options();
-    let families = [keys::META, keys::LOG, keys::STATE]
-        .map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
-    let opened =
-        rocksdb::DBWithThreadMode::open_cf_descriptors(&options, path.join("db"), families);
+    let families = [keys::META, keys::LOG, keys::STATE].map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
+    let opened = rocksdb::DBWithThreadMode::open_cf_descriptors(&options, path.join("db"), families);
     let db = opened.map_err(|error| refused(path, &error))?;
     Ok(Database {
         db,
@@ -286,10 +269,7 @@ fn family_options() -> Options {
 /// Notes whose directory this is if it is new, refuses it if it is another's.
 fn check_identity(database: &Database, path: &Path, identity: &Identity) -> Result<(), OpenError> {
     let path = path.to_owned();
-    let damaged = |why: String| OpenError::Damaged {
-        path: path.clone(),
-        why,
-    };
+    let damaged = |why: String| OpenError::Damaged { path: path.clone(), why };
     let format = load::number(database, keys::FORMAT).map_err(damaged)?;
     if format.is_some_and(|format| format > FORMAT_VERSION) {
         let format = format.unwrap_or_default();
@@ -317,10 +297,7 @@ fn check_identity(database: &Database, path: &Path, identity: &Identity) -> Resu
             let family = database.family(keys::META).map_err(damaged)?;
             batch.put_cf(&family, keys::FORMAT, FORMAT_VERSION.to_be_bytes());
             batch.put_cf(&family, keys::IDENTITY, identity.render());
-            synced(database, batch).map_err(|error| OpenError::Directory {
-                path: path.clone(),
-                error,
-            })
+            synced(database, batch).map_err(|error| OpenError::Directory { path: path.clone(), error })
         }
     }
 }

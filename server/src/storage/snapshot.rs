@@ -47,11 +47,7 @@ impl SnapshotFile {
     /// The file system's.
     pub fn new(file: File, aside: PathBuf) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        Ok(Self(Arc::new(Handle {
-            file,
-            length,
-            aside,
-        })))
+        Ok(Self(Arc::new(Handle { file, length, aside })))
     }
 
     /// Bytes.
@@ -93,10 +89,7 @@ impl SnapshotFile {
     }
 
     fn position(&self) -> Position {
-        Position {
-            file: self.clone(),
-            offset: 0,
-        }
+        Position { file: self.clone(), offset: 0 }
     }
 
     /// Its meta, after its checksum was found right.
@@ -129,10 +122,7 @@ impl SnapshotFile {
 }
 
 fn damaged(why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the snapshot can't be read: {why}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot can't be read: {why}"))
 }
 
 /// Writes a snapshot of one consistent view and syncs it.
@@ -151,9 +141,7 @@ pub fn write(file: File, meta: &SnapshotMeta, view: &Snapshot) -> io::Result<Fil
     let mut buffer = Vec::new();
     for record in view.records() {
         buffer.clear();
-        record
-            .encode_length_delimited(&mut buffer)
-            .map_err(io::Error::other)?;
+        record.encode_length_delimited(&mut buffer).map_err(io::Error::other)?;
         put(&buffer)?;
     }
     let sum = hasher.finalize();
@@ -188,17 +176,11 @@ struct Reader {
 impl Reader {
     fn open(snapshot: &SnapshotFile) -> io::Result<Self> {
         let length = snapshot.length();
-        let Some(body) = length
-            .checked_sub(SUM)
-            .filter(|body| *body >= MAGIC.len() as u64)
-        else {
+        let Some(body) = length.checked_sub(SUM).filter(|body| *body >= MAGIC.len() as u64) else {
             return Err(damaged("it is too short"));
         };
-        let mut reader = Self {
-            from: BufReader::with_capacity(BUFFER, snapshot.position()),
-            hasher: Sha256::new(),
-            left: body,
-        };
+        let mut reader =
+            Self { from: BufReader::with_capacity(BUFFER, snapshot.position()), hasher: Sha256::new(), left: body };
         let mut magic = [0; MAGIC.len()];
         reader.read_exact(&mut magic)?;
         if magic != MAGIC {
@@ -243,9 +225,7 @@ impl Reader {
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         let count = self.from.read(&mut buffer[..most])?;
         self.hasher.update(&buffer[..count]);
         self.left -= count as u64;
@@ -254,15 +234,8 @@ impl Read for Reader {
 }
 
 /// The state's records as writes of a generation, in batches of about `bytes`.
-pub fn batches(
-    generation: u64,
-    view: &Snapshot,
-    bytes: usize,
-) -> impl Iterator<Item = Vec<Write>> + '_ {
-    let mut writes = view
-        .records()
-        .filter_map(|record| record.kind)
-        .flat_map(move |kind| writes(generation, kind));
+pub fn batches(generation: u64, view: &Snapshot, bytes: usize) -> impl Iterator<Item = Vec<Write>> + '_ {
+    let mut writes = view.records().filter_map(|record| record.kind).flat_map(move |kind| writes(generation, kind));
     std::iter::from_fn(move || {
         let mut batch = Vec::new();
         let mut size = 0;
@@ -295,23 +268,14 @@ fn writes(generation: u64, kind: Kind) -> Vec<Write> {
         }
         Kind::Session(mut session) => {
             let kept = std::mem::take(&mut session.writes);
-            let header = put(
-                key(keys::tag::SESSION, session.client.as_bytes()),
-                session.encode_to_vec(),
-            );
+            let header = put(key(keys::tag::SESSION, session.client.as_bytes()), session.encode_to_vec());
             let one = |write: wire::SessionWrite| {
                 let key = keys::session_write(generation, &session.client, write.sequence);
                 let client = session.client.clone();
-                let one = Session {
-                    client,
-                    writes: vec![write],
-                    ..Session::default()
-                };
+                let one = Session { client, writes: vec![write], ..Session::default() };
                 put(key, one.encode_to_vec())
             };
-            std::iter::once(header)
-                .chain(kept.into_iter().map(one))
-                .collect()
+            std::iter::once(header).chain(kept.into_iter().map(one)).collect()
         }
     }
 }

@@ -47,18 +47,13 @@ impl SnapshotStore {
             count: AtomicU64::new(0),
         }));
         let meta = store.sweep().and_then(|()| store.current());
-        let meta = meta
-            .map_err(|error| format!("{}: {error}", store.0.directory.join(CURRENT).display()))?;
+        let meta = meta.map_err(|error| format!("{}: {error}", store.0.directory.join(CURRENT).display()))?;
         if let Some(built) = &meta {
             let length = built.snapshot.length();
             store.0.length.store(length, Ordering::Relaxed);
         }
         let newest = meta.and_then(|built| built.meta.last_log_id);
-        *store
-            .0
-            .newest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = newest;
+        *store.0.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
         Ok(store)
     }
 
@@ -151,11 +146,7 @@ impl SnapshotStore {
         let file = readable(&aside)?;
         // From here on the file goes with its handle.
         let handle = SnapshotFile::new(file.try_clone()?, aside)?;
-        Ok(Incoming {
-            handle,
-            file: tokio::fs::File::from_std(file),
-            hasher: Sha256::new(),
-        })
+        Ok(Incoming { handle, file: tokio::fs::File::from_std(file), hasher: Sha256::new() })
     }
 }
 
@@ -187,10 +178,7 @@ impl Incoming {
     /// The file system's, or damage.
     pub async fn finish(mut self, sum: &[u8]) -> io::Result<Built> {
         if self.hasher.finalize()[..] != *sum {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it arrived damaged",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it arrived damaged"));
         }
         self.file.flush().await?;
         self.file.sync_all().await?;

@@ -10,9 +10,7 @@ use fairlead_proto::v1::{Kind, Namespace, ObjectMeta, RequestId};
 use futures::TryStreamExt as _;
 use openraft::EntryPayload;
 use openraft::RaftSnapshotBuilder as _;
-use openraft::storage::{
-    IOFlushed, RaftLogReader as _, RaftLogStorage as _, RaftStateMachine as _,
-};
+use openraft::storage::{IOFlushed, RaftLogReader as _, RaftLogStorage as _, RaftStateMachine as _};
 use openraft::vote::RaftLeaderId as _;
 use proptest::prelude::*;
 use std::io;
@@ -27,10 +25,7 @@ fn id(index: u64) -> LogId {
 }
 
 fn vote(term: u64) -> Vote {
-    Vote {
-        leader_id: LeaderId::new(term, 7),
-        committed: true,
-    }
+    Vote { leader_id: LeaderId::new(term, 7), committed: true }
 }
 
 /// Entry 0 is the membership, as Raft's initialization writes it; every other one makes a namespace named after it.
@@ -38,66 +33,34 @@ fn entry(index: u64) -> Entry {
     if index == 0 {
         let nodes: std::collections::BTreeMap<_, _> = [(7, Default::default())].into();
         let membership = crate::raft::types::Membership::new(vec![[7].into()], nodes).unwrap();
-        return Entry {
-            log_id: id(0),
-            payload: EntryPayload::Membership(membership),
-        };
+        return Entry { log_id: id(0), payload: EntryPayload::Membership(membership) };
     }
-    let metadata = ObjectMeta {
-        name: format!("n{index}"),
-        uid: format!("uid-{index}"),
-        ..ObjectMeta::default()
-    };
-    let object = Namespace {
-        metadata: Some(metadata),
-        ..Namespace::default()
-    };
+    let metadata = ObjectMeta { name: format!("n{index}"), uid: format!("uid-{index}"), ..ObjectMeta::default() };
+    let object = Namespace { metadata: Some(metadata), ..Namespace::default() };
     let put = wire::Put {
         object: Some(object.into()),
         precondition: Some(wire::put::Precondition::Create(true)),
         status_only: false,
     };
-    let command = wire::Command {
-        kind: Some(wire::command::Kind::Put(put)),
-    };
-    let request_id = RequestId {
-        client: format!("client-{}", index % 3),
-        sequence: index,
-        ..RequestId::default()
-    };
-    let logged = wire::Entry {
-        at_ms: index,
-        request_id: Some(request_id),
-        command: Some(command),
-        traceparent: String::new(),
-    };
-    Entry {
-        log_id: id(index),
-        payload: EntryPayload::Normal(Logged::from(logged)),
-    }
+    let command = wire::Command { kind: Some(wire::command::Kind::Put(put)) };
+    let request_id = RequestId { client: format!("client-{}", index % 3), sequence: index, ..RequestId::default() };
+    let logged =
+        wire::Entry { at_ms: index, request_id: Some(request_id), command: Some(command), traceparent: String::new() };
+    Entry { log_id: id(index), payload: EntryPayload::Normal(Logged::from(logged)) }
 }
 
 fn identity() -> Identity {
-    Identity {
-        name: "n1".into(),
-        founding: "n1=h:1,n2=h:2".into(),
-    }
+    Identity { name: "n1".into(), founding: "n1=h:1,n2=h:2".into() }
 }
 
-async fn append(
-    log: &mut LogStore,
-    entries: impl IntoIterator<Item = Entry> + Send,
-) -> io::Result<()> {
+async fn append(log: &mut LogStore, entries: impl IntoIterator<Item = Entry> + Send) -> io::Result<()> {
     let entries: Vec<Entry> = entries.into_iter().collect();
     let (done, flushed) = <TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
     log.append(entries, IOFlushed::signal(done)).await?;
     flushed.await.map_err(io::Error::other)?
 }
 
-async fn apply(
-    machine: &mut StateMachine,
-    entries: impl IntoIterator<Item = Entry>,
-) -> io::Result<()> {
+async fn apply(machine: &mut StateMachine, entries: impl IntoIterator<Item = Entry>) -> io::Result<()> {
     let entries: Vec<_> = entries.into_iter().map(|entry| Ok((entry, None))).collect();
     machine.apply(futures::stream::iter(entries)).await
 }
@@ -141,9 +104,7 @@ impl Node {
         let mut node = Self::new();
         for index in 0..count {
             append(&mut node.get().log, [entry(index)]).await.unwrap();
-            apply(&mut node.get().machine, [entry(index)])
-                .await
-                .unwrap();
+            apply(&mut node.get().machine, [entry(index)]).await.unwrap();
         }
         node
     }
@@ -180,10 +141,7 @@ impl Node {
 
     fn files(&mut self, end: &str) -> Vec<PathBuf> {
         let db = self.close().join("db");
-        let mut found: Vec<_> = std::fs::read_dir(db)
-            .unwrap()
-            .map(|file| file.unwrap().path())
-            .collect();
+        let mut found: Vec<_> = std::fs::read_dir(db).unwrap().map(|file| file.unwrap().path()).collect();
         found.retain(|path| path.to_string_lossy().ends_with(end));
         found.sort();
         found
@@ -225,9 +183,7 @@ mod snapshots;
 struct Builder;
 
 impl openraft::testing::log::StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
-    async fn build(
-        &self,
-    ) -> Result<(TempDir, LogStore, StateMachine), openraft::StorageError<TypeConfig>> {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), openraft::StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         let storage = Storage::open(dir.path(), &identity()).unwrap();
         Ok((dir, storage.log, storage.machine))
@@ -236,7 +192,5 @@ impl openraft::testing::log::StoreBuilder<TypeConfig, LogStore, StateMachine, Te
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openraft_finds_nothing_wrong_with_it() {
-    openraft::testing::log::Suite::test_all(Builder)
-        .await
-        .unwrap();
+    openraft::testing::log::Suite::test_all(Builder).await.unwrap();
 }

@@ -52,10 +52,7 @@ impl Job {
 /// Bytes of some writes.
 #[must_use]
 pub fn bytes(writes: &[Write]) -> usize {
-    writes
-        .iter()
-        .map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len))
-        .sum()
+    writes.iter().map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
 }
 
 /// A handle to the thread.
@@ -71,9 +68,7 @@ impl Writer {
     /// The system gives no thread.
     pub fn start(database: Arc<Database>) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel(QUEUE);
-        std::thread::Builder::new()
-            .name("storage-writer".into())
-            .spawn(move || run(&database, queue))?;
+        std::thread::Builder::new().name("storage-writer".into()).spawn(move || run(&database, queue))?;
         Ok(Self { jobs })
     }
 
@@ -89,21 +84,10 @@ impl Writer {
     ///
     /// # Errors
     /// The write's error.
-    pub async fn write(
-        &self,
-        writes: Vec<Write>,
-        range: Option<DeleteRange>,
-        sync: bool,
-    ) -> io::Result<()> {
+    pub async fn write(&self, writes: Vec<Write>, range: Option<DeleteRange>, sync: bool) -> io::Result<()> {
         let (reply, written) = oneshot::channel();
         let done = Done::Reply(reply);
-        self.submit(Job {
-            writes,
-            range,
-            sync,
-            done,
-        })
-        .await?;
+        self.submit(Job { writes, range, sync, done }).await?;
         written.await.map_err(|_| gone())?
     }
 }
@@ -144,9 +128,7 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Job>) {
 
 fn answer(group: Vec<Job>, result: &Result<(), String>) {
     for job in group {
-        let result = result
-            .clone()
-            .map_err(|error| io::Error::other(format!("storage failed: {error}")));
+        let result = result.clone().map_err(|error| io::Error::other(format!("storage failed: {error}")));
         match job.done {
             Done::Flushed(callback, written, last) => {
                 if result.is_ok() {
@@ -167,9 +149,7 @@ fn commit(database: &Database, group: &[Job]) -> Result<(), String> {
     #[cfg(test)]
     {
         use std::sync::atomic::Ordering::SeqCst;
-        let left = database
-            .commits_left
-            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        let left = database.commits_left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
         left.map_err(|_| "No space left on device (tests)".to_owned())?;
     }
     let mut batch = WriteBatch::default();
@@ -189,10 +169,7 @@ fn commit(database: &Database, group: &[Job]) -> Result<(), String> {
     let mut options = WriteOptions::default();
     options.set_sync(sync);
     let begun = std::time::Instant::now();
-    let written = database
-        .db
-        .write_opt(batch, &options)
-        .map_err(|error| error.to_string());
+    let written = database.db.write_opt(batch, &options).map_err(|error| error.to_string());
     if sync {
         metrics::histogram!("fairlead_store_commit_seconds").record(begun.elapsed().as_secs_f64());
     }

@@ -57,7 +57,10 @@ impl Board {
     /// A node serves a later revision without having been told: nothing of it concerned the node. Not a sign of life.
     pub fn advance(&self, node: &str, revision: u64) {
         let mut words = self.lock();
-        let Some(word) = words.get_mut(node).filter(|word| word.acknowledged < revision && word.error.is_empty()) else { return };
+        let Some(word) = words.get_mut(node).filter(|word| word.acknowledged < revision && word.error.is_empty())
+        else {
+            return;
+        };
         word.acknowledged = revision;
         drop(words);
         self.changed.notify_waiters();

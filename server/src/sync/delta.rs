@@ -6,8 +6,8 @@
 use crate::machine::{Change, Snapshot, State};
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
-    Condition, Endpoint, EndpointItem, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object, ObjectMeta, Pod,
-    PodStatus, Service, ServiceItem,
+    Condition, Endpoint, EndpointItem, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object, ObjectMeta,
+    Pod, PodStatus, Service, ServiceItem,
 };
 use fairlead_proto::view::{NamespacedName, NodeView, ViewDigest, endpoint_id};
 use std::collections::BTreeMap;
@@ -119,7 +119,8 @@ pub fn delta(stamped: &Stamped, node: &str, have: Option<u64>) -> Option<NodeDel
     let shared = shared_delta(state, &changed);
     let mut delta = NodeDelta { from: Some(from), to: state.revision(), ..NodeDelta::default() };
     // An item that is merely replaced needs no removal: upserting it does that.
-    let replaced: std::collections::BTreeSet<_> = shared.services.iter().map(|item| (&item.namespace, &item.name)).collect();
+    let replaced: std::collections::BTreeSet<_> =
+        shared.services.iter().map(|item| (&item.namespace, &item.name)).collect();
     delta.remove_services = shared
         .services_gone
         .iter()
@@ -267,7 +268,8 @@ fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &
 }
 
 fn removed_endpoints(shared: &SharedDelta, services_removed: &std::collections::BTreeSet<String>) -> Vec<EndpointRef> {
-    let replaced: std::collections::BTreeSet<_> = shared.endpoints.iter().map(|(name, endpoint)| (name, endpoint_id(endpoint))).collect();
+    let replaced: std::collections::BTreeSet<_> =
+        shared.endpoints.iter().map(|(name, endpoint)| (name, endpoint_id(endpoint))).collect();
     shared
         .endpoints_gone
         .iter()
@@ -348,7 +350,8 @@ pub fn service_item(service: &Service) -> Option<ServiceItem> {
     if spec.r#type == "ExternalName" || metadata.labels.contains_key(PROXY_NAME_LABEL) {
         return None;
     }
-    let cluster_ips: Vec<String> = if spec.cluster_ips.is_empty() { vec![spec.cluster_ip.clone()] } else { spec.cluster_ips.clone() };
+    let cluster_ips: Vec<String> =
+        if spec.cluster_ips.is_empty() { vec![spec.cluster_ip.clone()] } else { spec.cluster_ips.clone() };
     if cluster_ips.iter().any(|ip| ip.is_empty() || ip == "None") {
         return None;
     }
@@ -367,7 +370,14 @@ pub fn service_item(service: &Service) -> Option<ServiceItem> {
         ports: spec.ports.clone(),
         external_ips: spec.external_ips.clone(),
         load_balancer_ips: ingress
-            .map(|status| status.ingress.iter().filter(|one| !one.ip.is_empty() && one.ip_mode.as_deref() != Some("Proxy")).map(|one| one.ip.clone()).collect())
+            .map(|status| {
+                status
+                    .ingress
+                    .iter()
+                    .filter(|one| !one.ip.is_empty() && one.ip_mode.as_deref() != Some("Proxy"))
+                    .map(|one| one.ip.clone())
+                    .collect()
+            })
             .unwrap_or_default(),
         load_balancer_source_ranges: spec.load_balancer_source_ranges.clone(),
         affinity_seconds: affinity,
@@ -375,7 +385,12 @@ pub fn service_item(service: &Service) -> Option<ServiceItem> {
         external_local: spec.external_traffic_policy == "Local",
         health_check_node_port: spec.health_check_node_port.unsigned_abs(),
         traffic_distribution: spec.traffic_distribution.clone().unwrap_or_default(),
-        annotations: metadata.annotations.iter().filter(|(key, _)| key.starts_with(OWN_ANNOTATIONS)).map(|(key, value)| (key.clone(), value.clone())).collect(),
+        annotations: metadata
+            .annotations
+            .iter()
+            .filter(|(key, _)| key.starts_with(OWN_ANNOTATIONS))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
     })
 }
 
@@ -401,7 +416,11 @@ pub fn pod_item(pod: &Pod) -> Pod {
             pod_ip: status.pod_ip,
             pod_ips: status.pod_ips,
             conditions: ready
-                .map(|condition| Condition { r#type: condition.r#type.clone(), status: condition.status.clone(), ..Condition::default() })
+                .map(|condition| Condition {
+                    r#type: condition.r#type.clone(),
+                    status: condition.status.clone(),
+                    ..Condition::default()
+                })
                 .into_iter()
                 .collect(),
             ..PodStatus::default()
@@ -419,7 +438,9 @@ pub fn node_item(node: &Node) -> NodeItem {
         addresses: node
             .status
             .as_ref()
-            .map(|status| status.addresses.iter().filter(|one| one.r#type != "Hostname").map(|one| one.address.clone()).collect())
+            .map(|status| {
+                status.addresses.iter().filter(|one| one.r#type != "Hostname").map(|one| one.address.clone()).collect()
+            })
             .unwrap_or_default(),
         zone: metadata.and_then(|metadata| metadata.labels.get(ZONE_LABEL).cloned()).unwrap_or_default(),
         pod_cidr: node.spec.as_ref().map(|spec| spec.pod_cidr.clone()).unwrap_or_default(),

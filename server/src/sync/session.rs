@@ -10,8 +10,8 @@ use crate::sync::delta::{self, Stamped};
 use crate::write::Writer;
 use fairlead_proto::internal::v1::{NodeUp, ReportPods, ReportedPod, command};
 use fairlead_proto::v1::{
-    AgentMessage, DataplaneAnswer, Goodbye, Hello, PodReadiness, PodStatusReport, ServerMessage, Welcome, agent_message, node_sync_server,
-    server_message,
+    AgentMessage, DataplaneAnswer, Goodbye, Hello, PodReadiness, PodStatusReport, ServerMessage, Welcome,
+    agent_message, node_sync_server, server_message,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,7 +60,11 @@ struct Link {
 }
 
 /// Keeps the stamped snapshot current: one digest a revision for all nodes.
-pub async fn stamp(mut snapshots: watch::Receiver<Arc<Snapshot>>, to: watch::Sender<Arc<Stamped>>, cancel: CancellationToken) {
+pub async fn stamp(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    to: watch::Sender<Arc<Stamped>>,
+    cancel: CancellationToken,
+) {
     loop {
         let next = snapshots.borrow_and_update().clone();
         let stamped = to.borrow().clone();
@@ -77,7 +81,12 @@ pub async fn stamp(mut snapshots: watch::Receiver<Arc<Snapshot>>, to: watch::Sen
 impl Sessions {
     /// Makes the shared part.
     #[must_use]
-    pub fn new(consensus: Consensus, writer: Writer, stamped: watch::Receiver<Arc<Stamped>>, cancel: CancellationToken) -> Self {
+    pub fn new(
+        consensus: Consensus,
+        writer: Writer,
+        stamped: watch::Receiver<Arc<Stamped>>,
+        cancel: CancellationToken,
+    ) -> Self {
         Self {
             consensus,
             writer,
@@ -214,7 +223,11 @@ struct Session {
 }
 
 impl Session {
-    async fn open(shared: Arc<Sessions>, hello: Hello, outbound: mpsc::Sender<Result<ServerMessage, Status>>) -> Result<Self, Status> {
+    async fn open(
+        shared: Arc<Sessions>,
+        hello: Hello,
+        outbound: mpsc::Sender<Result<ServerMessage, Status>>,
+    ) -> Result<Self, Status> {
         let node = hello.node_name.clone();
         if !fairlead_proto::convert::is_dns1123_subdomain(&node) {
             return Err(Status::invalid_argument(format!("node name {node:?} is not a DNS-1123 subdomain")));
@@ -239,7 +252,11 @@ impl Session {
             uid: uuid::Uuid::new_v4().to_string(),
             grace_seconds: hello.grace_seconds,
         };
-        let outcome = shared.writer.propose(command::Kind::NodeUp(up)).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let outcome = shared
+            .writer
+            .propose(command::Kind::NodeUp(up))
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         if let Some(rejection) = outcome.rejection {
             return Err(Status::failed_precondition(rejection.message));
         }
@@ -336,7 +353,9 @@ impl Session {
         let step = match delta::delta(stamped, &self.node, have) {
             Some(delta) => delta,
             // First contact with an up-to-date view: one step proves by its digest that the view is right.
-            None if self.sent.is_none() || self.last_sent.elapsed() > STEP_EVERY => delta::step(stamped, &self.node, have.unwrap_or(0)),
+            None if self.sent.is_none() || self.last_sent.elapsed() > STEP_EVERY => {
+                delta::step(stamped, &self.node, have.unwrap_or(0))
+            }
             None => {
                 self.note_progress(now);
                 return Some(());
@@ -363,7 +382,8 @@ impl Session {
             agent_message::Kind::Applied(applied) => {
                 self.acknowledged = self.acknowledged.max(applied.revision);
                 self.waiting_ack = self.sent.is_some_and(|sent| applied.revision < sent);
-                metrics::histogram!("fairlead_agent_kernel_seconds", "node" => self.node.clone()).record(seconds(applied.took_us));
+                metrics::histogram!("fairlead_agent_kernel_seconds", "node" => self.node.clone())
+                    .record(seconds(applied.took_us));
                 let acknowledged = self.acknowledged;
                 self.shared.board.update(&self.node, |word| {
                     word.acknowledged = word.acknowledged.max(acknowledged);
@@ -384,7 +404,9 @@ impl Session {
                     let _ = reply.send(answer);
                 }
             }
-            agent_message::Kind::Hello(_) => tracing::warn!(node = self.node, "a second Hello on one stream is ignored"),
+            agent_message::Kind::Hello(_) => {
+                tracing::warn!(node = self.node, "a second Hello on one stream is ignored")
+            }
         }
     }
 
@@ -417,4 +439,3 @@ impl Session {
 fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
-

@@ -57,10 +57,7 @@ impl History {
         self.bytes = self.bytes.saturating_add(cost(&change));
         self.events.insert_mut(change.revision, change);
         while self.len() > WINDOW || (self.bytes > WINDOW_BYTES && self.events.size() > 1) {
-            let Some((revision, bytes)) = self
-                .events
-                .first()
-                .map(|(revision, oldest)| (*revision, cost(oldest)))
+            let Some((revision, bytes)) = self.events.first().map(|(revision, oldest)| (*revision, cost(oldest)))
             else {
                 break;
             };
@@ -81,19 +78,11 @@ impl History {
     ///
     /// # Errors
     /// [`Compacted`] if some of them are gone.
-    pub fn after(
-        &self,
-        revision: u64,
-    ) -> Result<impl Iterator<Item = Arc<Change>> + '_, Compacted> {
+    pub fn after(&self, revision: u64) -> Result<impl Iterator<Item = Arc<Change>> + '_, Compacted> {
         if revision < self.compacted {
-            return Err(Compacted {
-                oldest: self.compacted,
-            });
+            return Err(Compacted { oldest: self.compacted });
         }
-        Ok(self
-            .events
-            .range(revision.saturating_add(1)..)
-            .map(|(_, change)| change.clone()))
+        Ok(self.events.range(revision.saturating_add(1)..).map(|(_, change)| change.clone()))
     }
 
     /// Number of events.
@@ -118,27 +107,15 @@ impl History {
     ///
     /// # Errors
     /// [`HistoryError`] if the records are no window: they must follow `compacted` without a gap.
-    pub fn from_records(
-        compacted: u64,
-        records: impl IntoIterator<Item = StoredEvent>,
-    ) -> Result<Self, HistoryError> {
-        let mut records: Vec<StoredEvent> = records
-            .into_iter()
-            .filter(|record| record.revision > compacted)
-            .collect();
+    pub fn from_records(compacted: u64, records: impl IntoIterator<Item = StoredEvent>) -> Result<Self, HistoryError> {
+        let mut records: Vec<StoredEvent> = records.into_iter().filter(|record| record.revision > compacted).collect();
         records.sort_by_key(|record| record.revision);
-        let mut history = Self {
-            compacted,
-            ..Self::default()
-        };
+        let mut history = Self { compacted, ..Self::default() };
         let mut shared: BTreeMap<(Key, u64), ObjectRef> = BTreeMap::new();
         let mut last = compacted;
         for record in records {
             if record.revision != last.saturating_add(1) {
-                return Err(HistoryError::Gap {
-                    after: last,
-                    found: record.revision,
-                });
+                return Err(HistoryError::Gap { after: last, found: record.revision });
             }
             last = record.revision;
             let mut change = Change::from_stored(record).ok_or(HistoryError::Empty(last))?;
@@ -156,11 +133,7 @@ impl History {
 
 /// What an event adds to the window: its old state is the new one of an earlier event, or of the state.
 fn cost(change: &Change) -> usize {
-    change
-        .new
-        .as_ref()
-        .or(change.old.as_ref())
-        .map_or(0, |object| object.encoded_len())
+    change.new.as_ref().or(change.old.as_ref()).map_or(0, |object| object.encoded_len())
 }
 
 #[cfg(test)]
@@ -170,16 +143,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn object(revision: u64, bytes: usize) -> ObjectRef {
-        let metadata = ObjectMeta {
-            name: "x".into(),
-            revision,
-            last_applied: "y".repeat(bytes),
-            ..ObjectMeta::default()
-        };
-        Arc::new(Object::from(Namespace {
-            metadata: Some(metadata),
-            ..Namespace::default()
-        }))
+        let metadata =
+            ObjectMeta { name: "x".into(), revision, last_applied: "y".repeat(bytes), ..ObjectMeta::default() };
+        Arc::new(Object::from(Namespace { metadata: Some(metadata), ..Namespace::default() }))
     }
 
     fn change(revision: u64, bytes: usize) -> Arc<Change> {
@@ -211,11 +177,7 @@ mod tests {
         }
         assert_eq!(history.after(9).err(), Some(Compacted { oldest: 10 }));
         assert_eq!(history.after(10).unwrap().count() as u64, WINDOW);
-        let last: Vec<_> = history
-            .after(WINDOW + 8)
-            .unwrap()
-            .map(|change| change.revision)
-            .collect();
+        let last: Vec<_> = history.after(WINDOW + 8).unwrap().map(|change| change.revision).collect();
         assert_eq!(last, [WINDOW + 9, WINDOW + 10]);
         assert_eq!(history.after(u64::MAX).unwrap().count(), 0);
     }
@@ -234,17 +196,11 @@ mod tests {
         let mut records: Vec<_> = of(10).records().collect();
         assert_eq!(History::from_records(4, records.clone()).unwrap().len(), 6);
         records.remove(6);
-        assert_eq!(
-            History::from_records(0, records.clone()).err(),
-            Some(HistoryError::Gap { after: 6, found: 8 })
-        );
+        assert_eq!(History::from_records(0, records.clone()).err(), Some(HistoryError::Gap { after: 6, found: 8 }));
         records.truncate(3);
         records[2].new = None;
         records[2].old = None;
-        assert_eq!(
-            History::from_records(0, records).err(),
-            Some(HistoryError::Empty(3))
-        );
+        assert_eq!(History::from_records(0, records).err(), Some(HistoryError::Empty(3)));
     }
 
     proptest! {

@@ -16,41 +16,22 @@ static MISSING: AtomicBool = AtomicBool::new(false);
 /// Forgets the selected flows.
 pub(super) fn forget(namespace: Option<&Path>, flows: &[&Flows]) {
     for family in Family::ALL {
-        let all: Vec<&Flows> = flows
-            .iter()
-            .copied()
-            .filter(|flows| flows.family == family)
-            .collect();
+        let all: Vec<&Flows> = flows.iter().copied().filter(|flows| flows.family == family).collect();
         if let Err(error) = forget_family(namespace, family, &all) {
             report(&error);
         }
     }
 }
 
-fn forget_family(
-    namespace: Option<&Path>,
-    family: Family,
-    flows: &[&Flows],
-) -> Result<(), KernelError> {
+fn forget_family(namespace: Option<&Path>, family: Family, flows: &[&Flows]) -> Result<(), KernelError> {
     if flows.is_empty() {
         return Ok(());
     }
-    let list = || {
-        program::run(
-            namespace,
-            "conntrack",
-            (&["-L", "-p", "udp", "-f", family_name(family)], ""),
-        )
-    };
+    let list = || program::run(namespace, "conntrack", (&["-L", "-p", "udp", "-f", family_name(family)], ""));
     let text = (flows.len() > WITHOUT_LISTING).then(list).transpose()?;
-    let listed = text
-        .as_ref()
-        .map(|text| text.lines().filter_map(Seen::parse).collect::<Vec<_>>());
+    let listed = text.as_ref().map(|text| text.lines().filter_map(Seen::parse).collect::<Vec<_>>());
     for flows in flows {
-        if listed
-            .as_ref()
-            .is_none_or(|seen| seen.iter().any(|one| one.is_in(flows)))
-        {
+        if listed.as_ref().is_none_or(|seen| seen.iter().any(|one| one.is_in(flows))) {
             forget_one(namespace, flows)?;
         }
     }
@@ -58,16 +39,8 @@ fn forget_family(
 }
 
 fn forget_one(namespace: Option<&Path>, flows: &Flows) -> Result<(), KernelError> {
-    let mut words: Vec<String> = [
-        "-D",
-        "-p",
-        "udp",
-        "-f",
-        family_name(flows.family),
-        "--orig-port-dst",
-    ]
-    .map(str::to_owned)
-    .to_vec();
+    let mut words: Vec<String> =
+        ["-D", "-p", "udp", "-f", family_name(flows.family), "--orig-port-dst"].map(str::to_owned).to_vec();
     words.push(flows.port.to_string());
     if let Some(destination) = flows.destination {
         words.extend(["--orig-dst".to_owned(), destination.to_string()]);
@@ -81,11 +54,7 @@ fn forget_one(namespace: Option<&Path>, flows: &Flows) -> Result<(), KernelError
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match program::run(namespace, "conntrack", (&words, "")) {
         // Nothing to forget is a failure to conntrack.
-        Err(KernelError::Failed { message, .. })
-            if message.contains("0 flow entries have been deleted") =>
-        {
-            Ok(())
-        }
+        Err(KernelError::Failed { message, .. }) if message.contains("0 flow entries have been deleted") => Ok(()),
         other => other.map(|_| ()),
     }
 }
@@ -120,10 +89,7 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn parse(line: &'a str) -> Option<Self> {
-        let values = |key: &'static str| {
-            line.split(' ')
-                .filter_map(move |word| word.strip_prefix(key))
-        };
+        let values = |key: &'static str| line.split(' ').filter_map(move |word| word.strip_prefix(key));
         Some(Self {
             destination: values("dst=").next()?,
             port: values("dport=").next()?,
@@ -134,9 +100,7 @@ impl<'a> Seen<'a> {
 
     fn is_in(&self, flows: &Flows) -> bool {
         let same = |text: &str, ip: std::net::IpAddr| text.parse() == Ok(ip);
-        flows
-            .destination
-            .is_none_or(|ip| same(self.destination, ip))
+        flows.destination.is_none_or(|ip| same(self.destination, ip))
             && self.port.parse() == Ok(flows.port)
             && flows.answered_from.is_none_or(|endpoint| {
                 same(self.reply_source, endpoint.ip())
@@ -160,22 +124,10 @@ mod tests {
             answered_from: None,
         };
         assert!(seen.is_in(&flows));
-        assert!(seen.is_in(&Flows {
-            destination: None,
-            ..flows.clone()
-        }));
-        assert!(seen.is_in(&Flows {
-            answered_from: Some("10.244.2.2:8053".parse().unwrap()),
-            ..flows.clone()
-        }));
-        assert!(seen.is_in(&Flows {
-            answered_from: Some("10.244.2.2:0".parse().unwrap()),
-            ..flows.clone()
-        }));
-        assert!(!seen.is_in(&Flows {
-            answered_from: Some("10.244.3.2:8053".parse().unwrap()),
-            ..flows.clone()
-        }));
+        assert!(seen.is_in(&Flows { destination: None, ..flows.clone() }));
+        assert!(seen.is_in(&Flows { answered_from: Some("10.244.2.2:8053".parse().unwrap()), ..flows.clone() }));
+        assert!(seen.is_in(&Flows { answered_from: Some("10.244.2.2:0".parse().unwrap()), ..flows.clone() }));
+        assert!(!seen.is_in(&Flows { answered_from: Some("10.244.3.2:8053".parse().unwrap()), ..flows.clone() }));
         assert!(!seen.is_in(&Flows { port: 54, ..flows }));
     }
 }

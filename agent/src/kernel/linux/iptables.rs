@@ -33,12 +33,7 @@ impl Iptables {
     /// Of the host.
     #[must_use]
     pub fn new(names: Names) -> Self {
-        Self {
-            names,
-            namespace: None,
-            flavor: Flavor::Host,
-            without_v6: AtomicBool::new(false),
-        }
+        Self { names, namespace: None, flavor: Flavor::Host, without_v6: AtomicBool::new(false) }
     }
 
     /// Of a network namespace, by its file.
@@ -69,11 +64,7 @@ impl Iptables {
 
     fn observe_space(&self, observed: &mut Observed, space: Space) -> Result<(), KernelError> {
         let program = self.program(space.family, "save");
-        let text = program::run(
-            self.namespace.as_deref(),
-            &program,
-            (&["-t", space.table.name()], ""),
-        )?;
+        let text = program::run(self.namespace.as_deref(), &program, (&["-t", space.table.name()], ""))?;
         parse::save(observed, space, &text, &self.names);
         Ok(())
     }
@@ -106,23 +97,11 @@ impl Kernel for Iptables {
             let input = restore::render(ops, family);
             if !input.is_empty() {
                 let program = self.program(family, "restore");
-                program::run(
-                    self.namespace.as_deref(),
-                    &program,
-                    (&["--noflush", "-w", "5"], &input),
-                )?;
+                program::run(self.namespace.as_deref(), &program, (&["--noflush", "-w", "5"], &input))?;
             }
         }
-        let flows: Vec<_> = ops
-            .iter()
-            .filter_map(|op| {
-                if let Op::Forget(flows) = op {
-                    Some(flows)
-                } else {
-                    None
-                }
-            })
-            .collect();
+        let flows: Vec<_> =
+            ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows) } else { None }).collect();
         conntrack::forget(self.namespace.as_deref(), &flows);
         Ok(())
     }

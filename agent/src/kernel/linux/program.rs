@@ -10,10 +10,7 @@ use std::process::{Command, Stdio};
 ///
 /// # Errors
 /// [`KernelError::Namespace`] if it can't be entered.
-pub fn in_namespace<T: Send>(
-    namespace: Option<&Path>,
-    work: impl FnOnce() -> T + Send,
-) -> Result<T, KernelError> {
+pub fn in_namespace<T: Send>(namespace: Option<&Path>, work: impl FnOnce() -> T + Send) -> Result<T, KernelError> {
     let Some(path) = namespace else {
         return Ok(work());
     };
@@ -24,10 +21,7 @@ pub fn in_namespace<T: Send>(
     };
     let joined = std::thread::scope(|scope| scope.spawn(entered).join());
     let result = joined.unwrap_or_else(|_| Err(std::io::Error::other("its thread panicked")));
-    result.map_err(|source| KernelError::Namespace {
-        path: path.display().to_string(),
-        source,
-    })
+    result.map_err(|source| KernelError::Namespace { path: path.display().to_string(), source })
 }
 
 /// Runs a program to its end, with input, and gives what it printed.
@@ -41,13 +35,8 @@ pub(super) fn run(
 
 fn run_here(program: &str, arguments: &[&str], input: &str) -> Result<String, KernelError> {
     let failed = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => KernelError::Missing {
-            program: program.to_owned(),
-        },
-        _ => KernelError::Run {
-            program: program.to_owned(),
-            source,
-        },
+        std::io::ErrorKind::NotFound => KernelError::Missing { program: program.to_owned() },
+        _ => KernelError::Run { program: program.to_owned(), source },
     };
     let mut child = Command::new(program)
         .args(arguments)
@@ -68,20 +57,15 @@ fn run_here(program: &str, arguments: &[&str], input: &str) -> Result<String, Ke
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(KernelError::Failed {
-        program: program.to_owned(),
-        message: with_line(said, input),
-    })
+    Err(KernelError::Failed { program: program.to_owned(), message: with_line(said, input) })
 }
 
 /// Adds the line of input that a message like "line 4 failed" means.
 fn with_line(said: String, input: &str) -> String {
-    let number = said.split("line ").nth(1).and_then(|rest| {
-        rest.split(|c: char| !c.is_ascii_digit())
-            .next()?
-            .parse::<usize>()
-            .ok()
-    });
+    let number = said
+        .split("line ")
+        .nth(1)
+        .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok());
     match number.and_then(|number| input.lines().nth(number.checked_sub(1)?)) {
         Some(line) => format!("{said} (line: {line})"),
         None => said,

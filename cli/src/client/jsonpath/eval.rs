@@ -64,7 +64,9 @@ impl Walk {
 
     fn step<'v>(&mut self, step: &Step, input: Results<'v>) -> Result<Results<'v>, String> {
         match step {
-            Step::Field(name) => Ok(input.iter().filter_map(|value| borrowed(value)?.get(name.as_str()).map(Cow::Borrowed)).collect()),
+            Step::Field(name) => {
+                Ok(input.iter().filter_map(|value| borrowed(value)?.get(name.as_str()).map(Cow::Borrowed)).collect())
+            }
             Step::Wildcard => Ok(input.iter().flat_map(children).map(Cow::Borrowed).collect()),
             Step::Recursive => {
                 let mut found = Vec::new();
@@ -78,8 +80,9 @@ impl Walk {
             Step::Slice(slice) => {
                 let mut found = Vec::new();
                 for value in input.iter().filter(|value| !value.is_null()) {
-                    let list =
-                        borrowed(value).and_then(Value::as_array).ok_or_else(|| format!("{} is not array or slice", type_name(value)))?;
+                    let list = borrowed(value)
+                        .and_then(Value::as_array)
+                        .ok_or_else(|| format!("{} is not array or slice", type_name(value)))?;
                     found.extend(cut(slice, list)?);
                 }
                 Ok(found)
@@ -115,7 +118,11 @@ impl Walk {
         Ok(())
     }
 
-    fn filter<'v>(&mut self, test: (&[Step], Option<&(Op, Vec<Step>)>), input: Results<'v>) -> Result<Results<'v>, String> {
+    fn filter<'v>(
+        &mut self,
+        test: (&[Step], Option<&(Op, Vec<Step>)>),
+        input: Results<'v>,
+    ) -> Result<Results<'v>, String> {
         let mut found = Vec::new();
         for value in &input {
             let Some(list) = borrowed(value).and_then(Value::as_array) else {
@@ -203,7 +210,9 @@ fn compare(operator: Op, left: &Value, right: &Value) -> Result<bool, String> {
             _ => left.as_f64().unwrap_or(f64::NAN).partial_cmp(&right.as_f64().unwrap_or(f64::NAN)),
         },
         (Value::String(left), Value::String(right)) => Some(left.cmp(right)),
-        (Value::Bool(left), Value::Bool(right)) if matches!(operator, Op::Equal | Op::NotEqual) => Some(left.cmp(right)),
+        (Value::Bool(left), Value::Bool(right)) if matches!(operator, Op::Equal | Op::NotEqual) => {
+            Some(left.cmp(right))
+        }
         (Value::Bool(_), Value::Bool(_))
         | (Value::Array(_) | Value::Object(_) | Value::Null, _)
         | (_, Value::Array(_) | Value::Object(_) | Value::Null) => {

@@ -105,9 +105,13 @@ fn action(cursor: &mut Cursor, depth: usize) -> Result<Vec<Word>, String> {
             Some('[') => words.extend(array(cursor, depth)?.into_iter().map(Word::Step)),
             Some(quote @ ('"' | '\'')) => words.push(Word::Step(Step::Literal(quoted(cursor, quote)?.into()))),
             Some('.') => words.push(Word::Step(field(cursor))),
-            Some(first) if first == '+' || first == '-' || first.is_ascii_digit() => words.push(Word::Step(number(cursor, first)?)),
+            Some(first) if first == '+' || first == '-' || first.is_ascii_digit() => {
+                words.push(Word::Step(number(cursor, first)?))
+            }
             Some(first) if is_word(first) => words.push(identifier(cursor, first)?),
-            Some(other) => return Err(format!("unrecognized character in action: U+{:04X} '{other}'", u32::from(other))),
+            Some(other) => {
+                return Err(format!("unrecognized character in action: U+{:04X} '{other}'", u32::from(other)));
+            }
         }
     }
 }
@@ -162,7 +166,9 @@ fn array(cursor: &mut Cursor, depth: usize) -> Result<Vec<Step>, String> {
         let parts = text.split(',').map(|part| path(&format!("[{}]", part.trim_matches(' ')), depth + 1));
         return Ok(vec![Step::Union(parts.collect::<Result<_, _>>()?)]);
     }
-    if let Some(key) = text.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).filter(|key| !key.contains('\'')) {
+    if let Some(key) =
+        text.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).filter(|key| !key.contains('\''))
+    {
         return path(&format!(".{key}"), depth + 1);
     }
     slice(if text == "*" { ":" } else { &text }).map(|slice| vec![Step::Slice(slice)])

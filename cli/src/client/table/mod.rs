@@ -116,7 +116,8 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_and_three_more() {
         let mut aligner = Aligner::default();
-        let text = aligner.render(&[row(&["A", "B", "C"]), row(&["web", "80,53", "<none>"]), row(&["plain", "80", "<none>"])]);
+        let text =
+            aligner.render(&[row(&["A", "B", "C"]), row(&["web", "80,53", "<none>"]), row(&["plain", "80", "<none>"])]);
         assert_eq!(text, "A       B       C\nweb     80,53   <none>\nplain   80      <none>\n");
         assert_eq!(aligner.render(&[row(&["x", "1", "y"])]), "x       1       y\n", "later rows keep the widths");
         assert_eq!(Aligner::default().render(&[row(&["a", "b"])]), "a     b\n", "at least six");

@@ -77,8 +77,12 @@ pub fn columns(resource: &Resource) -> &'static [(&'static str, bool)] {
         ],
         (Kind::Namespace, _) => &[("NAME", false), ("STATUS", false), ("AGE", false)],
         (Kind::Endpoints, true) => &[("NAME", false), ("ENDPOINTS", false), ("AGE", false)],
-        (Kind::Endpoints, false) => &[("NAME", false), ("ADDRESSTYPE", false), ("PORTS", false), ("ENDPOINTS", false), ("AGE", false)],
-        (Kind::Unspecified, _) => &[("LAST SEEN", false), ("TYPE", false), ("REASON", false), ("OBJECT", false), ("MESSAGE", false)],
+        (Kind::Endpoints, false) => {
+            &[("NAME", false), ("ADDRESSTYPE", false), ("PORTS", false), ("ENDPOINTS", false), ("AGE", false)]
+        }
+        (Kind::Unspecified, _) => {
+            &[("LAST SEEN", false), ("TYPE", false), ("REASON", false), ("OBJECT", false), ("MESSAGE", false)]
+        }
     }
 }
 
@@ -103,7 +107,8 @@ fn or_none(text: &str) -> String {
 
 fn service(value: &Value, beside: &Beside, age: String) -> Vec<String> {
     let spec = &value["spec"];
-    let address = items(spec, "/clusterIPs").first().and_then(Value::as_str).unwrap_or_else(|| text(spec, "/clusterIP"));
+    let address =
+        items(spec, "/clusterIPs").first().and_then(Value::as_str).unwrap_or_else(|| text(spec, "/clusterIP"));
     let ports: Vec<String> = items(spec, "/ports")
         .iter()
         .map(|port| match number(port, "/nodePort") {
@@ -130,7 +135,8 @@ fn service(value: &Value, beside: &Beside, age: String) -> Vec<String> {
 /// Live nodes that serve a revision, of all live nodes.
 pub fn programmed(nodes: &[NodeProgress], revision: u64) -> String {
     let live = nodes.iter().filter(|node| node.live);
-    let (done, all) = live.fold((0, 0), |(done, all), node| (done + usize::from(node.acknowledged >= revision), all + 1));
+    let (done, all) =
+        live.fold((0, 0), |(done, all), node| (done + usize::from(node.acknowledged >= revision), all + 1));
     format!("{done}/{all}")
 }
 
@@ -179,9 +185,9 @@ fn pod(value: &Value, age: String) -> Vec<String> {
         phase
     };
     let gates = items(spec, "/readinessGates");
-    let passed = gates
-        .iter()
-        .filter(|gate| condition(value, text(gate, "/conditionType")).is_some_and(|condition| text(condition, "/status") == "True"));
+    let passed = gates.iter().filter(|gate| {
+        condition(value, text(gate, "/conditionType")).is_some_and(|condition| text(condition, "/status") == "True")
+    });
     let address = items(status, "/podIPs").first().map_or_else(|| text(status, "/podIP"), |one| text(one, "/ip"));
     vec![
         text(value, "/metadata/name").to_owned(),
@@ -296,8 +302,12 @@ fn slice(value: &Value, age: String) -> Vec<String> {
             None => "*".to_owned(),
         })
         .collect();
-    let addresses: Vec<String> =
-        items(value, "/endpoints").iter().flat_map(|one| items(one, "/addresses")).filter_map(Value::as_str).map(str::to_owned).collect();
+    let addresses: Vec<String> = items(value, "/endpoints")
+        .iter()
+        .flat_map(|one| items(one, "/addresses"))
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     vec![
         text(value, "/metadata/name").to_owned(),
         text(value, "/addressType").to_owned(),
@@ -312,8 +322,9 @@ pub fn service_endpoints(slices: &[Value], port_name: &str) -> String {
     let mut list = Vec::new();
     for slice in slices {
         for port in items(slice, "/ports").iter().filter(|port| text(port, "/name") == port_name) {
-            for endpoint in
-                items(slice, "/endpoints").iter().filter(|endpoint| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)))
+            for endpoint in items(slice, "/endpoints")
+                .iter()
+                .filter(|endpoint| endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)))
             {
                 let address = items(endpoint, "/addresses").first().and_then(Value::as_str).unwrap_or_default();
                 list.push(host_port(address, number(port, "/port")));
@@ -324,7 +335,8 @@ pub fn service_endpoints(slices: &[Value], port_name: &str) -> String {
 }
 
 fn event(value: &Value, now: Timestamp) -> Vec<String> {
-    let object = format!("{}/{}", text(value, "/involvedObject/kind").to_lowercase(), text(value, "/involvedObject/name"));
+    let object =
+        format!("{}/{}", text(value, "/involvedObject/kind").to_lowercase(), text(value, "/involvedObject/name"));
     vec![
         age(text(value, "/lastTimestamp"), now),
         text(value, "/type").to_owned(),
@@ -386,11 +398,22 @@ mod tests {
 
     #[test]
     fn external_addresses_of_every_type() {
-        let of = |spec: Value, ingress: Value| external(&json!({"spec": spec, "status": {"loadBalancer": {"ingress": ingress}}}));
-        assert_eq!(of(json!({"type": "ClusterIP", "externalIPs": ["1.2.3.4", "5.6.7.8"]}), json!([])), "1.2.3.4,5.6.7.8");
+        let of = |spec: Value, ingress: Value| {
+            external(&json!({"spec": spec, "status": {"loadBalancer": {"ingress": ingress}}}))
+        };
+        assert_eq!(
+            of(json!({"type": "ClusterIP", "externalIPs": ["1.2.3.4", "5.6.7.8"]}), json!([])),
+            "1.2.3.4,5.6.7.8"
+        );
         assert_eq!(of(json!({"type": "LoadBalancer"}), json!([])), "<pending>");
-        assert_eq!(of(json!({"type": "LoadBalancer"}), json!([{"ip": "192.0.2.2"}, {"hostname": "b.example.net"}])), "192.0.2.2,b.e...");
-        assert_eq!(of(json!({"type": "LoadBalancer", "externalIPs": ["9.9.9.9"]}), json!([{"ip": "192.0.2.2"}])), "192.0.2.2,9.9.9.9");
+        assert_eq!(
+            of(json!({"type": "LoadBalancer"}), json!([{"ip": "192.0.2.2"}, {"hostname": "b.example.net"}])),
+            "192.0.2.2,b.e..."
+        );
+        assert_eq!(
+            of(json!({"type": "LoadBalancer", "externalIPs": ["9.9.9.9"]}), json!([{"ip": "192.0.2.2"}])),
+            "192.0.2.2,9.9.9.9"
+        );
         assert_eq!(of(json!({"type": "Odd"}), json!([])), "<unknown>");
     }
 
@@ -398,10 +421,14 @@ mod tests {
     fn a_pod_in_every_state() {
         let mut value = json!({"metadata": meta("p"), "spec": {"nodeName": "n1", "containers": [{}, {}], "readinessGates": [{"conditionType": "x"}]},
             "status": {"phase": "Running", "podIP": "10.244.0.1", "conditions": [{"type": "Ready", "status": "True"}]}});
-        assert_eq!(row(&PODS, &value, &Beside::default()), ["p", "2/2", "Running", "0", "5m", "10.244.0.1", "n1", "<none>", "0/1"]);
+        assert_eq!(
+            row(&PODS, &value, &Beside::default()),
+            ["p", "2/2", "Running", "0", "5m", "10.244.0.1", "n1", "<none>", "0/1"]
+        );
         value["status"]["conditions"][0]["status"] = "False".into();
         assert_eq!(row(&PODS, &value, &Beside::default())[1], "0/2");
-        value["status"]["containerStatuses"] = json!([{"ready": true, "restartCount": 2}, {"ready": false, "restartCount": 1}]);
+        value["status"]["containerStatuses"] =
+            json!([{"ready": true, "restartCount": 2}, {"ready": false, "restartCount": 1}]);
         assert_eq!(row(&PODS, &value, &Beside::default())[1..4], ["1/2", "Running", "3"]);
         value["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         assert_eq!(row(&PODS, &value, &Beside::default())[2], "Terminating");
@@ -445,7 +472,9 @@ mod tests {
 
     #[test]
     fn endpoints_show_three() {
-        let of = |subsets: Value| row(&ENDPOINTS, &json!({"metadata": meta("web"), "subsets": subsets}), &Beside::default())[1].clone();
+        let of = |subsets: Value| {
+            row(&ENDPOINTS, &json!({"metadata": meta("web"), "subsets": subsets}), &Beside::default())[1].clone()
+        };
         assert_eq!(of(json!([])), "<none>");
         assert_eq!(of(json!([{"notReadyAddresses": [{"ip": "1.1.1.1"}], "ports": [{"port": 80}]}])), "");
         assert_eq!(of(json!([{"addresses": [{"ip": "1.1.1.1"}, {"ip": "::1"}]}])), "1.1.1.1,::1");
@@ -457,7 +486,8 @@ mod tests {
     fn slices_namespaces_and_events() {
         let empty = json!({"metadata": meta("web-x"), "addressType": "IPv4", "endpoints": [], "ports": []});
         assert_eq!(row(&SLICES, &empty, &Beside::default()), ["web-x", "IPv4", "<unset>", "<unset>", "5m"]);
-        let endpoint = |n: u8, ready: bool| json!({"addresses": [format!("1.1.1.{n}")], "conditions": {"ready": ready}});
+        let endpoint =
+            |n: u8, ready: bool| json!({"addresses": [format!("1.1.1.{n}")], "conditions": {"ready": ready}});
         let full = json!({"metadata": meta("web-x"), "addressType": "IPv4", "ports": [{"name": "http", "port": 80}, {"name": "any"}, {}],
             "endpoints": [endpoint(1, true), endpoint(2, false), endpoint(3, true), endpoint(4, true), endpoint(5, true)]});
         assert_eq!(row(&SLICES, &full, &Beside::default())[2..4], ["80,any,*", "1.1.1.1,1.1.1.2,1.1.1.3 + 2 more..."]);

@@ -58,7 +58,8 @@ pub fn api_resources(args: &ApiResourcesArgs) -> Result<(), Failure> {
 }
 
 fn resources(args: &ApiResourcesArgs) -> Result<String, Failure> {
-    let wanted = ALL.into_iter().filter(|resource| args.namespaced.is_none_or(|wanted| wanted == resource.is_namespaced()));
+    let wanted =
+        ALL.into_iter().filter(|resource| args.namespaced.is_none_or(|wanted| wanted == resource.is_namespaced()));
     let wide = match args.output.as_deref() {
         None | Some("") => false,
         Some("wide") => true,
@@ -66,10 +67,13 @@ fn resources(args: &ApiResourcesArgs) -> Result<String, Failure> {
             let dotted = |group: &str| if group.is_empty() { String::new() } else { format!(".{group}") };
             return Ok(wanted.map(|resource| format!("{}{}\n", resource.plural, dotted(resource.group))).collect());
         }
-        Some(other) => return Err(Failure::local(format!("--output {other} is not available, it must be one of wide, name"))),
+        Some(other) => {
+            return Err(Failure::local(format!("--output {other} is not available, it must be one of wide, name")));
+        }
     };
     let titles = ["NAME", "SHORTNAMES", "APIVERSION", "NAMESPACED", "KIND", "VERBS", "CATEGORIES"];
-    let mut rows: Vec<Vec<String>> = if args.no_headers { Vec::new() } else { vec![titles.map(str::to_owned).to_vec()] };
+    let mut rows: Vec<Vec<String>> =
+        if args.no_headers { Vec::new() } else { vec![titles.map(str::to_owned).to_vec()] };
     rows.extend(wanted.map(|resource| {
         vec![
             resource.plural.to_owned(),
@@ -144,11 +148,15 @@ mod tests {
 
     #[test]
     fn resources_are_listed_as_kubectl_lists_them() {
-        let list =
-            |output: Option<&str>| resources(&ApiResourcesArgs { output: output.map(str::to_owned), no_headers: false, namespaced: None });
+        let list = |output: Option<&str>| {
+            resources(&ApiResourcesArgs { output: output.map(str::to_owned), no_headers: false, namespaced: None })
+        };
         let text = list(None).unwrap();
         assert!(text.starts_with("NAME             SHORTNAMES   APIVERSION            NAMESPACED   KIND\nendpoints        ep           v1                    true         Endpoints\n"), "{text}");
-        assert!(text.ends_with("endpointslices   eps          discovery.k8s.io/v1   true         EndpointSlice\n"), "{text}");
+        assert!(
+            text.ends_with("endpointslices   eps          discovery.k8s.io/v1   true         EndpointSlice\n"),
+            "{text}"
+        );
         assert!(list(Some("name")).unwrap().ends_with("services\nendpointslices.discovery.k8s.io\n"));
         assert!(list(Some("wide")).unwrap().lines().next().unwrap().ends_with("CATEGORIES"));
         assert!(list(Some("json")).is_err());

@@ -46,7 +46,10 @@ pub async fn run(global: &Global, args: &ApplyArgs) -> Result<(), Failure> {
     if args.wait.is_some() && args.write.dry_run == DryRun::None {
         let nodes = programmed::wait(&session, revision, args.timeout).await?;
         if args.write.output.is_none() {
-            print(&format!("revision {revision} programmed on {nodes} {}\n", if nodes == 1 { "node" } else { "nodes" }))?;
+            print(&format!(
+                "revision {revision} programmed on {nodes} {}\n",
+                if nodes == 1 { "node" } else { "nodes" }
+            ))?;
         }
     }
     Ok(())

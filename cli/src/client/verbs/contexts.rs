@@ -48,7 +48,9 @@ pub fn run(global: &Global, verb: ConfigVerb) -> Result<(), Failure> {
             }
             print(&format!("{}\n", file.current_context))
         }
-        ConfigVerb::GetContexts { no_headers, output } => print(&contexts(&config::read(path)?, no_headers, output.as_deref())?),
+        ConfigVerb::GetContexts { no_headers, output } => {
+            print(&contexts(&config::read(path)?, no_headers, output.as_deref())?)
+        }
         ConfigVerb::UseContext { name } => use_context(path, &name),
         ConfigVerb::View => print(&yaml(&config::read_value(path)?)?),
     }
@@ -65,7 +67,13 @@ fn contexts(file: &config::ClientConfig, no_headers: bool, output: Option<&str>)
     rows.extend(file.contexts.iter().map(|one| {
         let mark = if one.name == file.current_context { "*" } else { "" };
         let context = &one.context;
-        vec![mark.to_owned(), one.name.clone(), context.cluster.clone(), context.user.clone(), context.namespace.clone()]
+        vec![
+            mark.to_owned(),
+            one.name.clone(),
+            context.cluster.clone(),
+            context.user.clone(),
+            context.namespace.clone(),
+        ]
     }));
     Ok(Aligner::default().render(&rows))
 }

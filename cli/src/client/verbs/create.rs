@@ -132,10 +132,16 @@ fn made(value: Value) -> Document {
 
 fn service(kind: Type) -> Result<(Value, WriteArgs), Failure> {
     let (common, title, extra) = match kind {
-        Type::Clusterip { common, clusterip } => (common, "ClusterIP", clusterip.map(|address| ("clusterIP", Value::from(address)))),
-        Type::Nodeport { common, node_port } => (common, "NodePort", node_port.map(|port| ("nodePort", Value::from(port)))),
+        Type::Clusterip { common, clusterip } => {
+            (common, "ClusterIP", clusterip.map(|address| ("clusterIP", Value::from(address))))
+        }
+        Type::Nodeport { common, node_port } => {
+            (common, "NodePort", node_port.map(|port| ("nodePort", Value::from(port))))
+        }
         Type::Loadbalancer { common } => (common, "LoadBalancer", None),
-        Type::Externalname { common, external_name } => (common, "ExternalName", Some(("externalName", Value::from(external_name)))),
+        Type::Externalname { common, external_name } => {
+            (common, "ExternalName", Some(("externalName", Value::from(external_name))))
+        }
     };
     let headless = extra.as_ref().is_some_and(|(field, value)| *field == "clusterIP" && value == "None");
     if common.tcp.is_empty() && title != "ExternalName" && !headless {
@@ -178,7 +184,10 @@ mod tests {
                 {"name": "90-http", "port": 90, "protocol": "TCP", "targetPort": "http"}]})
         );
         let (value, _) = service(Type::Nodeport { common: common(&["80"]), node_port: Some(30_000) }).unwrap();
-        assert_eq!(value["spec"]["ports"], json!([{"name": "80", "port": 80, "protocol": "TCP", "targetPort": 80, "nodePort": 30_000}]));
+        assert_eq!(
+            value["spec"]["ports"],
+            json!([{"name": "80", "port": 80, "protocol": "TCP", "targetPort": 80, "nodePort": 30_000}])
+        );
         let (value, _) = service(Type::Clusterip { common: common(&[]), clusterip: Some("None".into()) }).unwrap();
         assert_eq!(value["spec"], json!({"type": "ClusterIP", "selector": {"app": "s1"}, "clusterIP": "None"}));
         let (value, _) = service(Type::Externalname { common: common(&[]), external_name: "a.b".into() }).unwrap();

@@ -60,7 +60,11 @@ pub async fn run(global: &Global, verb: DataplaneVerb) -> Result<(), Failure> {
 
 /// The nodes that could say something.
 fn answers(response: &DataplaneResponse) -> impl Iterator<Item = (&str, &DataplaneAnswer)> {
-    response.nodes.iter().filter_map(|node| Some((node.node.as_str(), node.answer.as_ref()?))).filter(|(_, answer)| answer.error.is_empty())
+    response
+        .nodes
+        .iter()
+        .filter_map(|node| Some((node.node.as_str(), node.answer.as_ref()?)))
+        .filter(|(_, answer)| answer.error.is_empty())
 }
 
 fn table(response: &DataplaneResponse) -> String {
@@ -72,7 +76,11 @@ fn table(response: &DataplaneResponse) -> String {
             rows.push(head.iter().cloned().chain(["<none>".to_owned(), String::new(), String::new()]).collect());
         }
         for frontend in &answer.frontends {
-            let address = if frontend.address.contains(':') { format!("[{}]", frontend.address) } else { frontend.address.clone() };
+            let address = if frontend.address.contains(':') {
+                format!("[{}]", frontend.address)
+            } else {
+                frontend.address.clone()
+            };
             let place = format!("{address}:{}/{}", frontend.port, frontend.protocol);
             let backends = if frontend.backends.is_empty() { "<none>".to_owned() } else { frontend.backends.join(",") };
             rows.push(head.iter().cloned().chain([frontend.service.clone(), place, backends]).collect());
@@ -151,7 +159,10 @@ mod tests {
             table(&response),
             "NODE   MODE       REVISION   SERVICE       FRONTEND            BACKENDS\na      iptables   7          default/web   10.96.0.10:80/TCP   10.244.0.1:80,10.244.0.2:80\na      iptables   7          default/web   10.96.0.10:80/TCP   <none>\nb      iptables   7          <none>                            \n"
         );
-        assert_eq!(rules(&response), "# node a (iptables, revision 7)\n*nat\nCOMMIT\n# node b (iptables, revision 7)\n*nat\nCOMMIT\n");
+        assert_eq!(
+            rules(&response),
+            "# node a (iptables, revision 7)\n*nat\nCOMMIT\n# node b (iptables, revision 7)\n*nat\nCOMMIT\n"
+        );
         let one = DataplaneResponse { nodes: vec![node("a", Vec::new(), "")] };
         assert_eq!(rules(&one), "*nat\nCOMMIT\n");
         assert_eq!(to_json(&response)["nodes"][2]["error"], "gone");

@@ -92,7 +92,8 @@ pub async fn run(global: &Global, args: &DeleteArgs) -> Result<(), Failure> {
         }
     }
     if args.wait && args.dry_run == DryRun::None {
-        let deadline = Instant::now() + if args.timeout.is_zero() { Duration::from_secs(7 * 86_400) } else { args.timeout };
+        let deadline =
+            Instant::now() + if args.timeout.is_zero() { Duration::from_secs(7 * 86_400) } else { args.timeout };
         for (shown, uid) in going {
             if let Err(failure) = gone(&session, (shown, &uid), deadline).await {
                 failures.push(failure);
@@ -108,10 +109,15 @@ async fn one(session: &Session, args: &DeleteArgs, what: (&Shown, Option<i64>)) 
     let mut going = None;
     if args.dry_run != DryRun::Client {
         let resource = shown.resource.must_be_stored()?;
-        let key = Key::new(resource.kind, text(&shown.value, "/metadata/namespace"), text(&shown.value, "/metadata/name"));
+        let key =
+            Key::new(resource.kind, text(&shown.value, "/metadata/namespace"), text(&shown.value, "/metadata/name"));
         let options = WriteOptions { dry_run: args.dry_run == DryRun::Server, ..WriteOptions::default() };
-        let request =
-            DeleteRequest { key: Some(key.to_wire()), options: Some(options), grace_period_seconds: grace, ..DeleteRequest::default() };
+        let request = DeleteRequest {
+            key: Some(key.to_wire()),
+            options: Some(options),
+            grace_period_seconds: grace,
+            ..DeleteRequest::default()
+        };
         let answer = session.servers.delete(request).await?;
         if answer.effect() == WriteEffect::Terminating {
             let uid = answer.object.as_ref().map(|object| object.metadata().uid.clone());
@@ -133,7 +139,12 @@ fn message(shown: &Shown, args: &DeleteArgs, grace: Option<i64>) -> String {
     } else {
         String::new()
     };
-    format!("{} {:?} {done}{place}{}\n", shown.resource.prefix(), text(&shown.value, "/metadata/name"), args.dry_run.suffix())
+    format!(
+        "{} {:?} {done}{place}{}\n",
+        shown.resource.prefix(),
+        text(&shown.value, "/metadata/name"),
+        args.dry_run.suffix()
+    )
 }
 
 /// Waits until this very object is gone.
@@ -141,7 +152,8 @@ async fn gone(session: &Session, what: (&Shown, &str), deadline: Instant) -> Res
     let (shown, uid) = what;
     let filter = Filter { namespace: text(&shown.value, "/metadata/namespace").to_owned(), ..Filter::default() };
     let mut watch = Watch::new(session, shown.resource, &filter, text(&shown.value, "/metadata/name"));
-    let done = until(&mut watch, deadline, |object| Ok(object.is_none_or(|object| object.metadata().uid != uid))).await?;
+    let done =
+        until(&mut watch, deadline, |object| Ok(object.is_none_or(|object| object.metadata().uid != uid))).await?;
     if done { Ok(()) } else { Err(wait::timed_out(shown.resource, text(&shown.value, "/metadata/name"))) }
 }
 
@@ -187,7 +199,9 @@ impl DeleteArgs {
         }
         let period = if self.now { 1 } else { self.grace_period };
         match (period, self.force) {
-            (1.., true) => Err(Failure::local("--force and --grace-period greater than 0 cannot be specified together")),
+            (1.., true) => {
+                Err(Failure::local("--force and --grace-period greater than 0 cannot be specified together"))
+            }
             (_, true) => Ok(Some(0)),
             // Without --force, 0 is taken as 1, so that nobody loses a pod's last words by accident.
             (0, false) => Ok(Some(1)),
@@ -209,7 +223,8 @@ impl DeleteArgs {
             return Ok(selected);
         }
         if targets.whole.is_empty() {
-            selected.objects = targets.named.iter().map(|(resource, name)| named(resource, &session.namespace, name)).collect();
+            selected.objects =
+                targets.named.iter().map(|(resource, name)| named(resource, &session.namespace, name)).collect();
             return Ok(selected);
         }
         let filter = Filter {
@@ -253,7 +268,10 @@ mod tests {
             message(shown, &args, args.grace().unwrap())
         };
         assert_eq!(says(&web, &[]), "service \"web\" deleted from default namespace\n");
-        assert_eq!(says(&web, &["--dry-run=server"]), "service \"web\" deleted from default namespace (server dry run)\n");
+        assert_eq!(
+            says(&web, &["--dry-run=server"]),
+            "service \"web\" deleted from default namespace (server dry run)\n"
+        );
         assert_eq!(says(&web, &["--dry-run"]), "service \"web\" deleted from default namespace (dry run)\n");
         assert_eq!(says(&web, &["--force"]), "service \"web\" force deleted from default namespace\n");
         assert_eq!(says(&web, &["-o", "name"]), "service/web\n");

@@ -59,17 +59,22 @@ pub async fn run(global: &Global, args: &EventsArgs) -> Result<(), Failure> {
         let mut events = session.events(&namespace, key.as_ref()).await?;
         let newest = events.iter().map(|event| event.revision).max().unwrap_or(0);
         // The window holds the newest events only: what fell out between two looks is said, not hidden.
-        if let Some(oldest) =
-            events.iter().map(|event| event.revision).min().filter(|&oldest| last > 0 && oldest > last + 1 && events.len() >= 1000)
+        if let Some(oldest) = events
+            .iter()
+            .map(|event| event.revision)
+            .min()
+            .filter(|&oldest| last > 0 && oldest > last + 1 && events.len() >= 1000)
         {
             eprintln!("Warning: more events than can be shown happened before revision {oldest}");
         }
         events.retain(|event| {
-            event.revision > last && (args.types.is_empty() || args.types.iter().any(|kind| kind.eq_ignore_ascii_case(&event.r#type)))
+            event.revision > last
+                && (args.types.is_empty() || args.types.iter().any(|kind| kind.eq_ignore_ascii_case(&event.r#type)))
         });
         last = last.max(newest);
         if events.is_empty() && !args.watch {
-            let nowhere = if args.all_namespaces { String::new() } else { format!(" in {} namespace", session.namespace) };
+            let nowhere =
+                if args.all_namespaces { String::new() } else { format!(" in {} namespace", session.namespace) };
             eprintln!("No events found{nowhere}.");
         } else {
             printer.show(&events)?;
@@ -83,7 +88,8 @@ pub async fn run(global: &Global, args: &EventsArgs) -> Result<(), Failure> {
 
 fn of(text: &str, namespace: &str) -> Result<Key, Failure> {
     let wrong = || Failure::local("--for must be in resource/name form");
-    let targets = Targets::parse(&[text.to_owned()]).map_err(|failure| if text.contains('/') { failure } else { wrong() })?;
+    let targets =
+        Targets::parse(&[text.to_owned()]).map_err(|failure| if text.contains('/') { failure } else { wrong() })?;
     let (resource, name) = targets.named.into_iter().next().ok_or_else(wrong)?;
     Ok(Key::new(resource.must_be_stored()?.kind, namespace, name))
 }
@@ -101,7 +107,8 @@ impl Printer<'_> {
             return Ok(());
         }
         if !matches!(self.format, Format::Table { .. }) {
-            let shown: Vec<Shown> = events.iter().map(|event| Shown { resource: &EVENTS, value: event_manifest(event) }).collect();
+            let shown: Vec<Shown> =
+                events.iter().map(|event| Shown { resource: &EVENTS, value: event_manifest(event) }).collect();
             if !self.args.watch {
                 return print(&self.format.render(&shown, false)?);
             }
@@ -129,7 +136,8 @@ fn titles(with_namespace: bool) -> Vec<String> {
 fn row(event: &HistoryEvent, with_namespace: bool, now: Timestamp) -> Vec<String> {
     let key = event.key.as_ref().map(Key::from_wire);
     let object = key.as_ref().map_or_else(String::new, |key| format!("{}/{}", key.kind.title(), key.name));
-    let mut row = vec![age(&event.time, now), event.r#type.clone(), event.reason.clone(), object, event.message.clone()];
+    let mut row =
+        vec![age(&event.time, now), event.r#type.clone(), event.reason.clone(), object, event.message.clone()];
     if with_namespace {
         row.insert(0, key.map(|key| key.namespace).unwrap_or_default());
     }
@@ -141,11 +149,14 @@ pub fn described(events: &[HistoryEvent], now: Timestamp) -> Vec<String> {
     if events.is_empty() {
         return vec!["Events:\t<none>".to_owned()];
     }
-    let mut lines =
-        vec!["Events:".to_owned(), "  Type\tReason\tAge\tFrom\tMessage".to_owned(), "  ----\t------\t----\t----\t-------".to_owned()];
-    lines.extend(
-        events.iter().map(|event| format!("  {}\t{}\t{}\tfairlead\t{}", event.r#type, event.reason, age(&event.time, now), event.message)),
-    );
+    let mut lines = vec![
+        "Events:".to_owned(),
+        "  Type\tReason\tAge\tFrom\tMessage".to_owned(),
+        "  ----\t------\t----\t----\t-------".to_owned(),
+    ];
+    lines.extend(events.iter().map(|event| {
+        format!("  {}\t{}\t{}\tfairlead\t{}", event.r#type, event.reason, age(&event.time, now), event.message)
+    }));
     lines
 }
 

@@ -94,8 +94,15 @@ async fn one(writing: &Writing<'_>, object: &Shown, args: &ExposeArgs) -> Result
     }
     let answer = writing.send(&value).await?;
     super::warn(&answer.warnings);
-    let shown = Shown { resource: &crate::client::kinds::SERVICES, value: manifest::render(&answer.object.unwrap_or_default()) };
-    super::report(shown, &format!("exposed{}", args.write.dry_run.suffix()), &Format::parse(args.write.output.as_deref())?)
+    let shown = Shown {
+        resource: &crate::client::kinds::SERVICES,
+        value: manifest::render(&answer.object.unwrap_or_default()),
+    };
+    super::report(
+        shown,
+        &format!("exposed{}", args.write.dry_run.suffix()),
+        &Format::parse(args.write.output.as_deref())?,
+    )
 }
 
 /// The service's manifest.
@@ -111,7 +118,9 @@ fn service(object: &Shown, args: &ExposeArgs) -> Result<Value, Failure> {
         None => to_map(&pairs(selector)),
     };
     if selector.is_empty() {
-        return Err(Failure::local(format!("couldn't retrieve selectors via --selector flag or introspection: {what}")));
+        return Err(Failure::local(format!(
+            "couldn't retrieve selectors via --selector flag or introspection: {what}"
+        )));
     }
     let labels = match &args.labels {
         Some(given) => parse_pairs(given)?,
@@ -130,7 +139,9 @@ fn service(object: &Shown, args: &ExposeArgs) -> Result<Value, Failure> {
     if !ports.is_empty() {
         spec["ports"] = Value::Array(ports);
     }
-    for (field, given) in [("type", &args.kind), ("clusterIP", &args.cluster_ip), ("sessionAffinity", &args.session_affinity)] {
+    for (field, given) in
+        [("type", &args.kind), ("clusterIP", &args.cluster_ip), ("sessionAffinity", &args.session_affinity)]
+    {
         if let Some(given) = given {
             spec[field] = given.clone().into();
         }
@@ -190,7 +201,9 @@ fn port_value(text: &str) -> Value {
 pub fn parse_tcp(text: &str) -> Result<Value, Failure> {
     let (port, target) = text.split_once(':').unwrap_or((text, text));
     let number = port.parse::<u16>().ok().filter(|&port| port > 0 && !target.contains(':') && !target.is_empty());
-    let number = number.ok_or_else(|| Failure::local(format!("invalid port specification {text:?}: must be PORT or PORT:TARGETPORT")))?;
+    let number = number.ok_or_else(|| {
+        Failure::local(format!("invalid port specification {text:?}: must be PORT or PORT:TARGETPORT"))
+    })?;
     Ok(json!({"name": text.replace(':', "-"), "port": number, "protocol": "TCP", "targetPort": port_value(target)}))
 }
 
@@ -237,17 +250,27 @@ mod tests {
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "q", "namespace": "default", "labels": {"app": "web"}},
                 "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}]}})
         );
-        let value = exposed(&pod(), &["--port=53", "--target-port=dns", "--type=NodePort", "--cluster-ip=10.96.0.9"]).unwrap();
+        let value =
+            exposed(&pod(), &["--port=53", "--target-port=dns", "--type=NodePort", "--cluster-ip=10.96.0.9"]).unwrap();
         assert_eq!(value["spec"]["ports"], json!([{"port": 53, "protocol": "UDP", "targetPort": "dns"}]));
         assert_eq!((&value["spec"]["type"], &value["spec"]["clusterIP"]), (&json!("NodePort"), &json!("10.96.0.9")));
         let value = exposed(&pod(), &["--selector=a=b,c=d", "-l", "x=y"]).unwrap();
-        assert_eq!((&value["spec"]["selector"], &value["metadata"]["labels"]), (&json!({"a": "b", "c": "d"}), &json!({"x": "y"})));
-        assert_eq!(value["spec"]["ports"][1], json!({"name": "port-2", "port": 53, "protocol": "UDP", "targetPort": 53}));
+        assert_eq!(
+            (&value["spec"]["selector"], &value["metadata"]["labels"]),
+            (&json!({"a": "b", "c": "d"}), &json!({"x": "y"}))
+        );
+        assert_eq!(
+            value["spec"]["ports"][1],
+            json!({"name": "port-2", "port": 53, "protocol": "UDP", "targetPort": 53})
+        );
     }
 
     #[test]
     fn what_can_not_be_exposed_says_why() {
-        let bare = Shown { resource: &SERVICES, value: json!({"metadata": {"name": "plain"}, "spec": {"ports": [{"port": 80}]}}) };
+        let bare = Shown {
+            resource: &SERVICES,
+            value: json!({"metadata": {"name": "plain"}, "spec": {"ports": [{"port": 80}]}}),
+        };
         let says = |object: &Shown, flags: &[&str]| exposed(object, flags).unwrap_err().text();
         assert_eq!(
             says(&bare, &["--port=80"]),

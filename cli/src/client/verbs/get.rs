@@ -73,7 +73,9 @@ pub async fn run(global: &Global, args: &GetArgs) -> Result<(), Failure> {
     let format = Format::parse(args.output.as_deref())?;
     let targets = Targets::parse(&args.targets)?;
     if targets.is_empty() && args.files.filename.is_empty() {
-        return Err(Failure::local("Required resource not specified: see `fairlead api-resources` for the resource types"));
+        return Err(Failure::local(
+            "Required resource not specified: see `fairlead api-resources` for the resource types",
+        ));
     }
     let selecting = args.selector.is_some() || args.field_selector.is_some();
     if !targets.named.is_empty() && selecting {
@@ -126,7 +128,8 @@ impl GetArgs {
         };
         if selected.objects.is_empty() {
             if selected.failures.is_empty() && !self.ignore_not_found {
-                let nowhere = if self.all_namespaces { String::new() } else { format!(" in {} namespace.", session.namespace) };
+                let nowhere =
+                    if self.all_namespaces { String::new() } else { format!(" in {} namespace.", session.namespace) };
                 eprintln!("No resources found{nowhere}");
             }
             return Ok(());
@@ -176,8 +179,12 @@ impl<'a> Table<'a> {
             return Vec::new();
         }
         let mut titles: Vec<String> = if self.with_namespace() { vec!["NAMESPACE".to_owned()] } else { Vec::new() };
-        titles.extend(columns(self.resource).iter().filter(|(_, wide)| self.wide || !wide).map(|(title, _)| (*title).to_owned()));
-        titles.extend(self.args.label_columns.iter().map(|label| label.rsplit('/').next().unwrap_or(label).to_uppercase()));
+        titles.extend(
+            columns(self.resource).iter().filter(|(_, wide)| self.wide || !wide).map(|(title, _)| (*title).to_owned()),
+        );
+        titles.extend(
+            self.args.label_columns.iter().map(|label| label.rsplit('/').next().unwrap_or(label).to_uppercase()),
+        );
         if self.args.show_labels {
             titles.push("LABELS".to_owned());
         }
@@ -187,12 +194,18 @@ impl<'a> Table<'a> {
     /// An object's line.
     pub fn row(&self, object: &Shown, beside: &Beside) -> Vec<String> {
         let value = &object.value;
-        let mut row = if self.with_namespace() { vec![text(value, "/metadata/namespace").to_owned()] } else { Vec::new() };
+        let mut row =
+            if self.with_namespace() { vec![text(value, "/metadata/namespace").to_owned()] } else { Vec::new() };
         let all = cells(self.resource, value, beside, Timestamp::now());
-        let mut shown: Vec<String> =
-            columns(self.resource).iter().zip(all).filter(|((_, wide), _)| self.wide || !wide).map(|(_, cell)| cell).collect();
+        let mut shown: Vec<String> = columns(self.resource)
+            .iter()
+            .zip(all)
+            .filter(|((_, wide), _)| self.wide || !wide)
+            .map(|(_, cell)| cell)
+            .collect();
         if self.with_kind
-            && let Some(first) = shown.first_mut().filter(|_| columns(self.resource).first().is_some_and(|(title, _)| *title == "NAME"))
+            && let Some(first) =
+                shown.first_mut().filter(|_| columns(self.resource).first().is_some_and(|(title, _)| *title == "NAME"))
         {
             *first = format!("{}/{first}", self.resource.prefix());
         }
@@ -257,12 +270,18 @@ mod tests {
     fn extra_columns_stand_where_kubectl_puts_them() {
         let text = table(&SERVICES, &["-A", "-L", "app,foo.io/bar", "--show-labels", "--show-kind"], false);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "NAMESPACE   NAME            TYPE        CLUSTER-IP   EXTERNAL-IP   PORT(S)   AGE         APP   BAR   LABELS");
+        assert_eq!(
+            lines[0],
+            "NAMESPACE   NAME            TYPE        CLUSTER-IP   EXTERNAL-IP   PORT(S)   AGE         APP   BAR   LABELS"
+        );
         assert_eq!(
             lines[1],
             "default     service/web     ClusterIP   10.96.0.10   <none>        80/TCP    <unknown>   web         app=web,b=c"
         );
-        assert_eq!(lines[2], "default     service/plain   ClusterIP   10.96.0.10   <none>        80/TCP    <unknown>               <none>");
+        assert_eq!(
+            lines[2],
+            "default     service/plain   ClusterIP   10.96.0.10   <none>        80/TCP    <unknown>               <none>"
+        );
         assert!(table(&NODES, &["-A"], false).starts_with("NAME    STATUS    ROLES"), "a node has no namespace");
     }
 }

@@ -119,7 +119,8 @@ pub async fn run(global: &Global, args: &LabelArgs, map: Map) -> Result<(), Fail
 
 async fn one(session: &Session, how: (&LabelArgs, Map, &Edit), shown: &Shown) -> Result<(), Failure> {
     let (args, map, edit) = how;
-    let key = Key::new(shown.resource.kind, text(&shown.value, "/metadata/namespace"), text(&shown.value, "/metadata/name"));
+    let key =
+        Key::new(shown.resource.kind, text(&shown.value, "/metadata/namespace"), text(&shown.value, "/metadata/name"));
     let format = Format::parse(args.output.as_deref())?;
     for attempt in 1.. {
         let mut object = session.object(&key).await?;
@@ -140,7 +141,8 @@ async fn one(session: &Session, how: (&LabelArgs, Map, &Edit), shown: &Shown) ->
             return report_it(&object);
         }
         let options = WriteOptions { dry_run: args.dry_run == DryRun::Server, ..WriteOptions::default() };
-        let request = UpdateRequest { input: Some(Input { form: Some(input::Form::Object(object)) }), options: Some(options) };
+        let request =
+            UpdateRequest { input: Some(Input { form: Some(input::Form::Object(object)) }), options: Some(options) };
         match session.servers.update(request).await {
             Ok(answer) => {
                 warn(&answer.warnings);
@@ -224,7 +226,10 @@ fn split(arguments: &[String], map: Map) -> Result<(Vec<String>, Edit), Failure>
     }
     if edit.set.keys().any(|key| edit.remove.contains(key)) {
         let article = if map == LABELS { "a" } else { "an" };
-        return Err(Failure::local(format!("can not both modify and remove {article} {} in the same command", map.singular)));
+        return Err(Failure::local(format!(
+            "can not both modify and remove {article} {} in the same command",
+            map.singular
+        )));
     }
     Ok((names, edit))
 }
@@ -236,7 +241,8 @@ mod tests {
 
     fn edited(map: Map, arguments: &[&str], overwrite: bool) -> Result<(String, BTreeMap<String, String>), Failure> {
         let had: BTreeMap<_, _> = [("app".to_owned(), "web".to_owned())].into();
-        let metadata = ObjectMeta { name: "web".into(), labels: had.clone(), annotations: had, ..ObjectMeta::default() };
+        let metadata =
+            ObjectMeta { name: "web".into(), labels: had.clone(), annotations: had, ..ObjectMeta::default() };
         let mut object = Object::from(Service { metadata: Some(metadata), ..Service::default() });
         let arguments: Vec<String> = arguments.iter().map(|&one| one.to_owned()).collect();
         let (_, edit) = split(&arguments, map)?;
@@ -260,12 +266,18 @@ mod tests {
     #[test]
     fn refusals_are_those_of_kubectl() {
         let says = |map, arguments: &[&str]| edited(map, arguments, false).unwrap_err().text();
-        assert_eq!(says(LABELS, &["svc", "web", "app=other"]), "error: 'app' already has a value (web), and --overwrite is false");
+        assert_eq!(
+            says(LABELS, &["svc", "web", "app=other"]),
+            "error: 'app' already has a value (web), and --overwrite is false"
+        );
         assert_eq!(
             says(ANNOTATIONS, &["svc", "web", "app=other"]),
             "error: --overwrite is false but found the following declared annotation(s): 'app' already has a value (web)"
         );
-        assert_eq!(says(LABELS, &["svc", "web", "b=c", "b-"]), "error: can not both modify and remove a label in the same command");
+        assert_eq!(
+            says(LABELS, &["svc", "web", "b=c", "b-"]),
+            "error: can not both modify and remove a label in the same command"
+        );
         assert_eq!(
             says(ANNOTATIONS, &["svc", "web", "b=c", "b-"]),
             "error: can not both modify and remove an annotation in the same command"

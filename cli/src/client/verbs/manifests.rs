@@ -10,7 +10,8 @@ use clap::Args;
 use fairlead_proto::manifest;
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
-    ApplyRequest, CreateRequest, Input, Object, ObjectResponse, Problem, UpdateRequest, WriteEffect, WriteOptions, input,
+    ApplyRequest, CreateRequest, Input, Object, ObjectResponse, Problem, UpdateRequest, WriteEffect, WriteOptions,
+    input,
 };
 use serde_json::Value;
 
@@ -118,11 +119,22 @@ impl Writing<'_> {
     }
 
     /// What would be sent, and what it would do, without asking a server to do it.
-    async fn pretend(&self, document: &Document, resource: &'static Resource, key: &Key) -> Result<(Shown, &'static str), Failure> {
+    async fn pretend(
+        &self,
+        document: &Document,
+        resource: &'static Resource,
+        key: &Key,
+    ) -> Result<(Shown, &'static str), Failure> {
         let decoded = manifest::decode(&document.value).map_err(|problems| {
             let causes = problems.iter().map(fairlead_proto::model::Invalid::to_wire).collect();
             let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            Failure::Server(Box::new(Problem { reason: "Invalid".into(), message, causes, key: Some(key.to_wire()), ..Problem::default() }))
+            Failure::Server(Box::new(Problem {
+                reason: "Invalid".into(),
+                message,
+                causes,
+                key: Some(key.to_wire()),
+                ..Problem::default()
+            }))
         })?;
         let unknown: Vec<String> = decoded.unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
         match self.args.validate {
@@ -145,7 +157,9 @@ impl Writing<'_> {
             How::Create => Ok((shown, "created")),
             How::Replace => self.session.object(key).await.map(|_| (shown, "replaced")),
             How::Apply => match self.session.object(key).await {
-                Ok(live) => Ok((shown.clone(), if would_change(&live, &shown.value) { "configured" } else { "unchanged" })),
+                Ok(live) => {
+                    Ok((shown.clone(), if would_change(&live, &shown.value) { "configured" } else { "unchanged" }))
+                }
                 Err(failure) if failure.is_not_found() => Ok((shown, "created")),
                 Err(failure) => Err(failure),
             },

@@ -78,13 +78,16 @@ mod tests {
 
     #[test]
     fn objects_are_sorted_by_a_field() {
-        let object =
-            |name: &str, port: Value| Shown { resource: &SERVICES, value: json!({"metadata": {"name": name}, "spec": {"port": port}}) };
+        let object = |name: &str, port: Value| Shown {
+            resource: &SERVICES,
+            value: json!({"metadata": {"name": name}, "spec": {"port": port}}),
+        };
         let names = |path: &str| {
             let mut objects = vec![object("web-10", json!(9)), object("web-2", json!(80)), object("db", Value::Null)];
             objects[2].value["spec"] = json!({});
-            by(path, &mut objects)
-                .map(|()| objects.iter().map(|one| one.value["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>())
+            by(path, &mut objects).map(|()| {
+                objects.iter().map(|one| one.value["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+            })
         };
         assert_eq!(names(".metadata.name").unwrap(), ["db", "web-2", "web-10"]);
         assert_eq!(names("{.spec.port}").unwrap(), ["db", "web-10", "web-2"]);

@@ -82,8 +82,10 @@ fn node(node: &NodeProgress) -> Value {
 }
 
 fn table(status: &StatusResponse) -> String {
-    let mut text =
-        format!("Cluster {} at revision {} (asked {}, {})\n\n", status.cluster_id, status.revision, status.server, status.version);
+    let mut text = format!(
+        "Cluster {} at revision {} (asked {}, {})\n\n",
+        status.cluster_id, status.revision, status.server, status.version
+    );
     let titles = ["MEMBER", "LEADER", "VOTER", "TERM", "APPLIED", "REVISION", "DIGEST", "ADDRESS", "ERROR"];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     rows.extend(status.members.iter().map(|member| {

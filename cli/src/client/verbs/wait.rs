@@ -104,7 +104,11 @@ impl WaitArgs {
                 return Err(Failure::local("name cannot be provided when a selector is specified"));
             }
             let key = |resource: &Resource, name: &str| Key::new(resource.kind, session.namespace.as_str(), name);
-            return targets.named.iter().map(|(resource, name)| Ok((resource.must_be_stored()?, key(resource, name)))).collect();
+            return targets
+                .named
+                .iter()
+                .map(|(resource, name)| Ok((resource.must_be_stored()?, key(resource, name))))
+                .collect();
         }
         if !selecting {
             return Err(Failure::local("resource(s) were provided, but no name was specified"));
@@ -119,7 +123,14 @@ impl WaitArgs {
         for resource in &targets.whole {
             let found = session.list(resource.must_be_stored()?, &filter).await?;
             names.extend(found.iter().map(|one| {
-                (*resource, Key::new(resource.kind, text(&one.value, "/metadata/namespace"), text(&one.value, "/metadata/name")))
+                (
+                    *resource,
+                    Key::new(
+                        resource.kind,
+                        text(&one.value, "/metadata/namespace"),
+                        text(&one.value, "/metadata/name"),
+                    ),
+                )
             }));
         }
         Ok(names)
@@ -158,7 +169,9 @@ impl Waiting<'_> {
         if self.once {
             return match self.session.object(self.key).await {
                 Ok(object) => met(condition, Some(&object)),
-                Err(failure) if failure.is_not_found() => met(condition, None).and_then(|done| done.then_some(true).ok_or(failure)),
+                Err(failure) if failure.is_not_found() => {
+                    met(condition, None).and_then(|done| done.then_some(true).ok_or(failure))
+                }
                 Err(failure) => Err(failure),
             };
         }
@@ -187,14 +200,17 @@ impl Waiting<'_> {
             }
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
-        programmed::wait(self.session, revision, left).await.map(|_| true).map_err(|failure| match (self.once, failure) {
-            (false, Failure::Local(who)) => {
-                Failure::local(format!("timed out waiting for the condition on {}/{}: {who}", self.resource.plural, self.key.name))
+        programmed::wait(self.session, revision, left).await.map(|_| true).map_err(|failure| {
+            match (self.once, failure) {
+                (false, Failure::Local(who)) => Failure::local(format!(
+                    "timed out waiting for the condition on {}/{}: {who}",
+                    self.resource.plural, self.key.name
+                )),
+                (true, Failure::Local(who)) => {
+                    Failure::local(format!("condition not met for {}/{}: {who}", self.resource.plural, self.key.name))
+                }
+                (_, other) => other,
             }
-            (true, Failure::Local(who)) => {
-                Failure::local(format!("condition not met for {}/{}: {who}", self.resource.plural, self.key.name))
-            }
-            (_, other) => other,
         })
     }
 }
@@ -234,7 +250,11 @@ fn path(text: &str) -> Result<Condition, Failure> {
     };
     let (path, rest) = text.split_at(end);
     let value = match rest.strip_prefix('=') {
-        Some("") => return Err(Failure::local("jsonpath wait has to have a value after equal sign: jsonpath='{.status.readyReplicas}'=3")),
+        Some("") => {
+            return Err(Failure::local(
+                "jsonpath wait has to have a value after equal sign: jsonpath='{.status.readyReplicas}'=3",
+            ));
+        }
         Some(value) => Some(value.trim_matches(['\'', '"']).to_owned()),
         None if rest.is_empty() => None,
         None => return Err(Failure::local(format!("unrecognized condition: \"jsonpath={text}\""))),
@@ -254,9 +274,9 @@ fn met(condition: &Condition, object: Option<&Object>) -> Result<bool, Failure> 
             match found.as_slice() {
                 [] => Ok(false),
                 [one] => match wanted {
-                    Some(wanted) if one.is_object() || one.is_array() => {
-                        Err(Failure::local(format!("jsonpath leads to a nested object or list and cannot be compared to value {wanted:?}")))
-                    }
+                    Some(wanted) if one.is_object() || one.is_array() => Err(Failure::local(format!(
+                        "jsonpath leads to a nested object or list and cannot be compared to value {wanted:?}"
+                    ))),
                     Some(wanted) => Ok(as_text(one) == *wanted),
                     None => Ok(true),
                 },

@@ -106,7 +106,12 @@ pub async fn run(with: (&Global, &Session), targets: &Targets, args: &GetArgs, f
     }
 }
 
-async fn follow(session: &Session, what: (&'static Resource, &str), args: &GetArgs, format: &Format) -> Result<(), Failure> {
+async fn follow(
+    session: &Session,
+    what: (&'static Resource, &str),
+    args: &GetArgs,
+    format: &Format,
+) -> Result<(), Failure> {
     let (resource, name) = what;
     if resource.kind == Kind::Unspecified {
         return Err(Failure::local("watch events with `fairlead events -w`"));
@@ -161,9 +166,9 @@ impl Printer<'_> {
             for object in objects {
                 let separator = if matches!(self.format, Format::Yaml) && self.begun { "---\n" } else { "" };
                 let text = match self.format {
-                    Format::Columns(columns) => {
-                        columns.render(std::slice::from_ref(object), !self.begun && !self.args.no_headers).map_err(Failure::Local)?
-                    }
+                    Format::Columns(columns) => columns
+                        .render(std::slice::from_ref(object), !self.begun && !self.args.no_headers)
+                        .map_err(Failure::Local)?,
                     other => other.render(std::slice::from_ref(object), true)?,
                 };
                 self.begun = true;

@@ -6,9 +6,7 @@
 use super::{SelectorPair, SessionHeader, Settings, State};
 use crate::machine::allocate::{Addresses, Pool};
 use crate::machine::derive;
-use fairlead_proto::internal::v1::{
-    InitCluster, LeaseEpoch, Member, Outcome, Session, SessionWrite, StateMeta,
-};
+use fairlead_proto::internal::v1::{InitCluster, LeaseEpoch, Member, Outcome, Session, SessionWrite, StateMeta};
 use fairlead_proto::model::{Invalid, Key, ObjectRef};
 use fairlead_proto::v1::{Object, Service};
 use ipnet::IpNet;
@@ -37,11 +35,7 @@ impl State {
     }
 
     /// Puts, replaces or (with `None`) removes an object; returns the one before.
-    pub(in crate::machine) fn replace(
-        &mut self,
-        key: &Key,
-        new: Option<ObjectRef>,
-    ) -> Option<ObjectRef> {
+    pub(in crate::machine) fn replace(&mut self, key: &Key, new: Option<ObjectRef>) -> Option<ObjectRef> {
         let old = self.objects.get(key).cloned();
         if let Some(old) = &old {
             self.unindex(key, old);
@@ -100,16 +94,10 @@ impl State {
             ));
         }
         let port = |number: u32| u16::try_from(number).ok().filter(|port| *port > 0);
-        let ports = port(init.node_port_first)
-            .zip(port(init.node_port_last))
-            .filter(|(first, last)| first <= last);
+        let ports = port(init.node_port_first).zip(port(init.node_port_last)).filter(|(first, last)| first <= last);
         if ports.is_none() {
             let shown = format!("{}-{}", init.node_port_first, init.node_port_last);
-            problems.push(Invalid::invalid(
-                "node_ports",
-                &shown,
-                "must be a range within 1-65535, like 30000-32767",
-            ));
+            problems.push(Invalid::invalid("node_ports", &shown, "must be a range within 1-65535, like 30000-32767"));
         }
         let (Ok(net), Some(node_ports), true) = (net, ports, problems.is_empty()) else {
             return Err(problems);
@@ -117,11 +105,7 @@ impl State {
         self.addresses = Addresses::of_cidr(net);
         self.node_ports = Pool::of_ports(node_ports.0, node_ports.1);
         let service_cidr = self.addresses.range();
-        self.settings = Arc::new(Settings {
-            cluster_id: init.cluster_id.clone(),
-            service_cidr,
-            node_ports,
-        });
+        self.settings = Arc::new(Settings { cluster_id: init.cluster_id.clone(), service_cidr, node_ports });
         Ok(())
     }
 
@@ -132,11 +116,7 @@ impl State {
         self.applied_entries = meta.applied_entries;
         self.machine_version = meta.machine_version.max(1);
         self.dedupe_floor = meta.dedupe_floor;
-        self.members = meta
-            .members
-            .iter()
-            .map(|member| (member.id, member.clone()))
-            .collect();
+        self.members = meta.members.iter().map(|member| (member.id, member.clone())).collect();
         if meta.cluster_id.is_empty() {
             return Ok(());
         }
@@ -151,41 +131,29 @@ impl State {
 
     pub(in crate::machine) fn put_session(&mut self, client: &str, header: SessionHeader) {
         self.remove_session(client);
-        self.digest.add(
-            DIGEST_SESSION,
-            &session_record(client, header).encode_to_vec(),
-        );
-        self.session_order
-            .insert_mut((header.last_used, client.to_owned()), ());
+        self.digest.add(DIGEST_SESSION, &session_record(client, header).encode_to_vec());
+        self.session_order.insert_mut((header.last_used, client.to_owned()), ());
         self.sessions.insert_mut(client.to_owned(), header);
     }
 
     /// Removes a session's header; its writes stay.
     pub(in crate::machine) fn remove_session(&mut self, client: &str) {
         if let Some(old) = self.session_header(client) {
-            self.digest
-                .remove(DIGEST_SESSION, &session_record(client, old).encode_to_vec());
-            self.session_order
-                .remove_mut(&(old.last_used, client.to_owned()));
+            self.digest.remove(DIGEST_SESSION, &session_record(client, old).encode_to_vec());
+            self.session_order.remove_mut(&(old.last_used, client.to_owned()));
             self.sessions.remove_mut(client);
         }
     }
 
-    pub(in crate::machine) fn put_session_write(
-        &mut self,
-        id: (String, u64),
-        outcome: Arc<Outcome>,
-    ) {
+    pub(in crate::machine) fn put_session_write(&mut self, id: (String, u64), outcome: Arc<Outcome>) {
         self.remove_session_write(&id);
-        self.digest
-            .add(DIGEST_SESSION_WRITE, &write_digest(&id, &outcome));
+        self.digest.add(DIGEST_SESSION_WRITE, &write_digest(&id, &outcome));
         self.session_writes.insert_mut(id, outcome);
     }
 
     pub(in crate::machine) fn remove_session_write(&mut self, id: &(String, u64)) {
         if let Some(old) = self.session_writes.get(id) {
-            self.digest
-                .remove(DIGEST_SESSION_WRITE, &write_digest(id, old));
+            self.digest.remove(DIGEST_SESSION_WRITE, &write_digest(id, old));
             self.session_writes.remove_mut(id);
         }
     }
@@ -194,8 +162,7 @@ impl State {
         self.digest.add(DIGEST_OBJECT, &object.encode_to_vec());
         if let Some(pod) = object.as_pod() {
             if let Some(node) = derive::node_of(pod) {
-                self.pods_by_node
-                    .insert_mut((node.to_owned(), key.clone()), ());
+                self.pods_by_node.insert_mut((node.to_owned(), key.clone()), ());
             }
             if let Some(address) = derive::claimed_address(pod) {
                 self.pods_by_address.insert_mut((address, key.clone()), ());
@@ -218,8 +185,7 @@ impl State {
         self.digest.remove(DIGEST_OBJECT, &object.encode_to_vec());
         if let Some(pod) = object.as_pod() {
             if let Some(node) = derive::node_of(pod) {
-                self.pods_by_node
-                    .remove_mut(&(node.to_owned(), key.clone()));
+                self.pods_by_node.remove_mut(&(node.to_owned(), key.clone()));
             }
             if let Some(address) = derive::claimed_address(pod) {
                 self.pods_by_address.remove_mut(&(address, key.clone()));
@@ -241,17 +207,10 @@ impl State {
 
 /// The addresses that a service holds: none if headless or an ExternalName.
 pub(in crate::machine) fn cluster_addresses(service: &Service) -> Vec<IpAddr> {
-    let Some(spec) = service
-        .spec
-        .as_ref()
-        .filter(|spec| spec.r#type != "ExternalName")
-    else {
+    let Some(spec) = service.spec.as_ref().filter(|spec| spec.r#type != "ExternalName") else {
         return Vec::new();
     };
-    let listed = spec
-        .cluster_ips
-        .iter()
-        .chain(spec.cluster_ips.is_empty().then_some(&spec.cluster_ip));
+    let listed = spec.cluster_ips.iter().chain(spec.cluster_ips.is_empty().then_some(&spec.cluster_ip));
     listed.filter_map(|text| text.parse().ok()).collect()
 }
 
@@ -260,51 +219,22 @@ pub(in crate::machine) fn node_ports(service: &Service) -> BTreeSet<u16> {
     let Some(spec) = &service.spec else {
         return BTreeSet::new();
     };
-    let ports = spec
-        .ports
-        .iter()
-        .map(|port| port.node_port)
-        .chain([spec.health_check_node_port]);
-    ports
-        .filter_map(|port| u16::try_from(port).ok())
-        .filter(|port| *port > 0)
-        .collect()
+    let ports = spec.ports.iter().map(|port| port.node_port).chain([spec.health_check_node_port]);
+    ports.filter_map(|port| u16::try_from(port).ok()).filter(|port| *port > 0).collect()
 }
 
 /// Any pod that a selector matches has its first pair among its labels.
 fn selector_pair(key: &Key, service: &Service) -> Option<SelectorPair> {
-    let spec = service
-        .spec
-        .as_ref()
-        .filter(|_| derive::is_derived(service))?;
+    let spec = service.spec.as_ref().filter(|_| derive::is_derived(service))?;
     let (label, value) = spec.selector.first_key_value()?;
-    Some((
-        key.namespace.clone(),
-        label.clone(),
-        value.clone(),
-        key.name.clone(),
-    ))
+    Some((key.namespace.clone(), label.clone(), value.clone(), key.name.clone()))
 }
 
 pub(super) fn session_record(client: &str, header: SessionHeader) -> Session {
-    Session {
-        client: client.to_owned(),
-        last_used: header.last_used,
-        writes: Vec::new(),
-        forgotten: header.forgotten,
-    }
+    Session { client: client.to_owned(), last_used: header.last_used, writes: Vec::new(), forgotten: header.forgotten }
 }
 
 fn write_digest(id: &(String, u64), outcome: &Outcome) -> Vec<u8> {
-    let write = SessionWrite {
-        sequence: id.1,
-        outcome: Some(outcome.clone()),
-    };
-    Session {
-        client: id.0.clone(),
-        last_used: 0,
-        writes: vec![write],
-        forgotten: 0,
-    }
-    .encode_to_vec()
+    let write = SessionWrite { sequence: id.1, outcome: Some(outcome.clone()) };
+    Session { client: id.0.clone(), last_used: 0, writes: vec![write], forgotten: 0 }.encode_to_vec()
 }

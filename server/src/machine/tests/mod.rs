@@ -14,8 +14,8 @@ use fairlead_proto::internal::v1::{
     Command, Delete, ExpireNode, NodeUp, Put, ReportPods, ReportedPod, put, rejection::Code,
 };
 use fairlead_proto::v1::{
-    Condition, Container, ContainerPort, Endpoints, IntOrString, Node, Object, Pod, PodSpec,
-    PodStatus, RequestId, Service, ServicePort, ServiceSpec, int_or_string,
+    Condition, Container, ContainerPort, Endpoints, IntOrString, Node, Object, Pod, PodSpec, PodStatus, RequestId,
+    Service, ServicePort, ServiceSpec, int_or_string,
 };
 
 /// One cluster and everything that was ever done to it.
@@ -32,11 +32,7 @@ impl World {
     }
 
     pub fn with_ranges(cidr: &str, ports: (u32, u32)) -> Self {
-        let mut world = Self {
-            snapshot: Snapshot::default(),
-            entries: Vec::new(),
-            now_ms: 1_700_000_000_000,
-        };
+        let mut world = Self { snapshot: Snapshot::default(), entries: Vec::new(), now_ms: 1_700_000_000_000 };
         let outcome = world.run(command::Kind::InitCluster(InitCluster {
             cluster_id: "cluster".into(),
             service_cidr: cidr.into(),
@@ -51,11 +47,7 @@ impl World {
     /// Runs a command a second after the one before.
     pub fn run(&mut self, kind: command::Kind) -> Applied {
         self.now_ms += 1000;
-        let entry = Entry {
-            at_ms: self.now_ms,
-            command: Some(Command { kind: Some(kind) }),
-            ..Entry::default()
-        };
+        let entry = Entry { at_ms: self.now_ms, command: Some(Command { kind: Some(kind) }), ..Entry::default() };
         self.run_entry(entry)
     }
 
@@ -107,10 +99,7 @@ impl World {
 
     pub fn expire(&mut self, node: &str) -> Applied {
         let observed_lease = self.state().lease(node).expect("a lease").epoch;
-        self.run(command::Kind::ExpireNode(ExpireNode {
-            node: node.into(),
-            observed_lease,
-        }))
+        self.run(command::Kind::ExpireNode(ExpireNode { node: node.into(), observed_lease }))
     }
 
     /// The pod's agent says what it sees.
@@ -124,15 +113,8 @@ impl World {
             ..ReportedPod::default()
         };
         change(&mut reported);
-        let node = object
-            .as_pod()
-            .and_then(derive::node_of)
-            .unwrap_or_default()
-            .to_owned();
-        self.run(command::Kind::ReportPods(ReportPods {
-            node,
-            pods: vec![reported],
-        }))
+        let node = object.as_pod().and_then(derive::node_of).unwrap_or_default().to_owned();
+        self.run(command::Kind::ReportPods(ReportPods { node, pods: vec![reported] }))
     }
 
     pub fn state(&self) -> &State {
@@ -145,21 +127,15 @@ impl World {
     }
 
     pub fn service(&self, name: &str) -> Service {
-        self.get(Kind::Service, name)
-            .and_then(|object| object.as_service().cloned())
-            .expect("the service")
+        self.get(Kind::Service, name).and_then(|object| object.as_service().cloned()).expect("the service")
     }
 
     pub fn pod(&self, name: &str) -> Pod {
-        self.get(Kind::Pod, name)
-            .and_then(|object| object.as_pod().cloned())
-            .expect("the pod")
+        self.get(Kind::Pod, name).and_then(|object| object.as_pod().cloned()).expect("the pod")
     }
 
     pub fn node(&self, name: &str) -> Node {
-        self.get(Kind::Node, name)
-            .and_then(|object| object.as_node().cloned())
-            .expect("the node")
+        self.get(Kind::Node, name).and_then(|object| object.as_node().cloned()).expect("the node")
     }
 
     /// The endpoints of a service as text: address, `!` not ready, `~` terminating, ports.
@@ -167,22 +143,13 @@ impl World {
         let record = self.get(Kind::Endpoints, service);
         let record = record.as_ref().and_then(|object| object.as_endpoints());
         let shown = |endpoint: &fairlead_proto::v1::Endpoint| {
-            let ports: Vec<String> = endpoint
-                .ports
-                .iter()
-                .map(|port| format!("{}/{}", port.port, port.protocol))
-                .collect();
+            let ports: Vec<String> =
+                endpoint.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol)).collect();
             let ready = if endpoint.ready { "" } else { "!" };
             let terminating = if endpoint.terminating { "~" } else { "" };
-            format!(
-                "{ready}{terminating}{}:{}",
-                endpoint.address,
-                ports.join(",")
-            )
+            format!("{ready}{terminating}{}:{}", endpoint.address, ports.join(","))
         };
-        record
-            .map(|record| record.endpoints.iter().map(shown).collect())
-            .unwrap_or_default()
+        record.map(|record| record.endpoints.iter().map(shown).collect()).unwrap_or_default()
     }
 }
 
@@ -197,11 +164,7 @@ pub fn put_command(object: Object, precondition: put::Precondition) -> command::
 /// As a proposer does it: the object is defaulted.
 pub fn put_with(mut object: Object, precondition: Option<put::Precondition>) -> command::Kind {
     convert::default_object(&mut object);
-    command::Kind::Put(Put {
-        object: Some(object),
-        precondition,
-        status_only: false,
-    })
+    command::Kind::Put(Put { object: Some(object), precondition, status_only: false })
 }
 
 pub fn status_command(object: impl Into<Object>) -> command::Kind {
@@ -221,26 +184,15 @@ pub fn update_command(object: impl Into<Object>) -> command::Kind {
 }
 
 pub fn delete_command(kind: Kind, name: &str) -> command::Kind {
-    command::Kind::Delete(Delete {
-        key: Some(key(kind, name).to_wire()),
-        ..Delete::default()
-    })
+    command::Kind::Delete(Delete { key: Some(key(kind, name).to_wire()), ..Delete::default() })
 }
 
 pub fn metadata(name: &str) -> ObjectMeta {
-    ObjectMeta {
-        name: name.into(),
-        namespace: "default".into(),
-        uid: format!("uid-{name}"),
-        ..ObjectMeta::default()
-    }
+    ObjectMeta { name: name.into(), namespace: "default".into(), uid: format!("uid-{name}"), ..ObjectMeta::default() }
 }
 
 pub fn labels(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
-    pairs
-        .iter()
-        .map(|(label, value)| ((*label).to_owned(), (*value).to_owned()))
-        .collect()
+    pairs.iter().map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect()
 }
 
 /// A ClusterIP service with one TCP port 80, selecting `app: <name>`.
@@ -265,49 +217,29 @@ pub fn service_with(name: &str, change: impl FnOnce(&mut ServiceSpec)) -> Servic
 }
 
 pub fn port(name: &str, number: i32) -> ServicePort {
-    ServicePort {
-        name: name.into(),
-        protocol: "TCP".into(),
-        port: number,
-        ..ServicePort::default()
-    }
+    ServicePort { name: name.into(), protocol: "TCP".into(), port: number, ..ServicePort::default() }
 }
 
 pub fn by_name(name: &str) -> Option<IntOrString> {
-    Some(IntOrString {
-        value: Some(int_or_string::Value::Str(name.into())),
-    })
+    Some(IntOrString { value: Some(int_or_string::Value::Str(name.into())) })
 }
 
 pub fn by_number(number: i32) -> Option<IntOrString> {
-    Some(IntOrString {
-        value: Some(int_or_string::Value::Int(number)),
-    })
+    Some(IntOrString { value: Some(int_or_string::Value::Int(number)) })
 }
 
 /// A ready pod that no agent manages, labelled `app: <app>`.
 pub fn pod(name: &str, app: &str, address: &str) -> Pod {
     Pod {
-        metadata: Some(ObjectMeta {
-            labels: labels(&[("app", app)]),
-            ..metadata(name)
-        }),
+        metadata: Some(ObjectMeta { labels: labels(&[("app", app)]), ..metadata(name) }),
         spec: Some(PodSpec {
-            containers: vec![Container {
-                name: "main".into(),
-                image: "nginx".into(),
-                ..Container::default()
-            }],
+            containers: vec![Container { name: "main".into(), image: "nginx".into(), ..Container::default() }],
             ..PodSpec::default()
         }),
         status: Some(PodStatus {
             phase: "Running".into(),
             pod_ip: address.into(),
-            conditions: vec![Condition {
-                r#type: "Ready".into(),
-                status: "True".into(),
-                ..Condition::default()
-            }],
+            conditions: vec![Condition { r#type: "Ready".into(), status: "True".into(), ..Condition::default() }],
             ..PodStatus::default()
         }),
         extra_json: String::new(),
@@ -321,24 +253,12 @@ pub fn pod_on(node: &str, name: &str, app: &str, address: &str) -> Pod {
 }
 
 pub fn container_port(name: &str, number: i32, protocol: &str) -> ContainerPort {
-    ContainerPort {
-        name: name.into(),
-        container_port: number,
-        protocol: protocol.into(),
-        ..ContainerPort::default()
-    }
+    ContainerPort { name: name.into(), container_port: number, protocol: protocol.into(), ..ContainerPort::default() }
 }
 
 pub fn namespace(name: &str) -> Namespace {
-    let metadata = ObjectMeta {
-        name: name.into(),
-        uid: format!("uid-{name}"),
-        ..ObjectMeta::default()
-    };
-    Namespace {
-        metadata: Some(metadata),
-        ..Namespace::default()
-    }
+    let metadata = ObjectMeta { name: name.into(), uid: format!("uid-{name}"), ..ObjectMeta::default() };
+    Namespace { metadata: Some(metadata), ..Namespace::default() }
 }
 
 pub fn change_metadata(object: &ObjectRef, change: impl FnOnce(&mut ObjectMeta)) -> Object {

@@ -36,11 +36,7 @@ fn kinds() -> impl Strategy<Value = Kind> {
     prop::sample::select(Kind::ALL.to_vec())
 }
 
-fn removal(
-    kind: Kind,
-    (namespace, name): (u8, u8),
-    grace_period_seconds: Option<i64>,
-) -> command::Kind {
+fn removal(kind: Kind, (namespace, name): (u8, u8), grace_period_seconds: Option<i64>) -> command::Kind {
     let name = match kind {
         Kind::Namespace => place(namespace).to_owned(),
         Kind::Node => format!("n{name}"),
@@ -48,59 +44,29 @@ fn removal(
         _ => format!("s{name}"),
     };
     let key = Key::new(kind, place(namespace), name).to_wire();
-    command::Kind::Delete(Delete {
-        key: Some(key),
-        grace_period_seconds,
-        ..Delete::default()
-    })
+    command::Kind::Delete(Delete { key: Some(key), grace_period_seconds, ..Delete::default() })
 }
 
 fn made_namespace(which: u8, held: bool) -> Object {
     let finalizers = if held { vec!["a/x".into()] } else { Vec::new() };
-    change_metadata(&Arc::new(namespace(place(which + 1)).into()), |metadata| {
-        metadata.finalizers = finalizers
-    })
+    change_metadata(&Arc::new(namespace(place(which + 1)).into()), |metadata| metadata.finalizers = finalizers)
 }
 
 fn held(held: u8) -> Vec<String> {
-    if held == 0 {
-        vec!["a/x".into()]
-    } else {
-        Vec::new()
-    }
+    if held == 0 { vec!["a/x".into()] } else { Vec::new() }
 }
 
 fn services() -> impl Strategy<Value = Service> {
-    let ports = prop::collection::vec(
-        (
-            0..3_i32,
-            any::<bool>(),
-            prop_oneof![3 => Just(0), 1 => 30_000..30_010_i32],
-        ),
-        1..3,
-    );
-    let shape = (
-        0..5_u8,
-        0..4_u8,
-        0..3_u8,
-        prop_oneof![3 => Just(0_u8), 1 => 0..18_u8],
-    );
+    let ports =
+        prop::collection::vec((0..3_i32, any::<bool>(), prop_oneof![3 => Just(0), 1 => 30_000..30_010_i32]), 1..3);
+    let shape = (0..5_u8, 0..4_u8, 0..3_u8, prop_oneof![3 => Just(0_u8), 1 => 0..18_u8]);
     (0..4_u8, 0..3_u8, shape, ports, 0..8_u8, any::<bool>()).prop_map(
         |(name, namespace, (kind, app, local, address), ports, finalizer, publish)| {
             let mut it = service_with(&format!("s{name}"), |spec| {
-                spec.r#type = [
-                    "ClusterIP",
-                    "ClusterIP",
-                    "NodePort",
-                    "LoadBalancer",
-                    "ExternalName",
-                ][usize::from(kind)]
-                .into();
-                spec.selector = if app == 3 {
-                    labels(&[])
-                } else {
-                    labels(&[("app", ["a", "b", "c"][usize::from(app)])])
-                };
+                spec.r#type =
+                    ["ClusterIP", "ClusterIP", "NodePort", "LoadBalancer", "ExternalName"][usize::from(kind)].into();
+                spec.selector =
+                    if app == 3 { labels(&[]) } else { labels(&[("app", ["a", "b", "c"][usize::from(app)])]) };
                 spec.publish_not_ready_addresses = publish;
                 if kind == 3 && local == 0 {
                     spec.external_traffic_policy = "Local".into();
@@ -108,11 +74,7 @@ fn services() -> impl Strategy<Value = Service> {
                 if kind == 4 {
                     spec.external_name = "example.com".into();
                 } else if address > 0 {
-                    spec.cluster_ip = if address == 17 {
-                        "None".into()
-                    } else {
-                        format!("10.96.0.{address}")
-                    };
+                    spec.cluster_ip = if address == 17 { "None".into() } else { format!("10.96.0.{address}") };
                 }
                 spec.ports = ports
                     .iter()
@@ -136,65 +98,35 @@ fn services() -> impl Strategy<Value = Service> {
 
 fn pods() -> impl Strategy<Value = Pod> {
     let where_ = (0..4_u8, 0..4_u8, any::<bool>());
-    (
-        0..4_u8,
-        0..3_u8,
-        0..3_u8,
-        where_,
-        0..3_u8,
-        0..8_u8,
-        any::<bool>(),
+    (0..4_u8, 0..3_u8, 0..3_u8, where_, 0..3_u8, 0..8_u8, any::<bool>()).prop_map(
+        |(name, namespace, app, (node, address, host_network), phase, finalizer, named)| {
+            let mut it = pod(&format!("p{name}"), ["a", "b", "c"][usize::from(app)], &format!("10.1.0.{address}"));
+            let spec = it.spec.as_mut().unwrap();
+            spec.node_name = if node == 3 { String::new() } else { format!("n{node}") };
+            spec.host_network = host_network && address == 3;
+            if named {
+                spec.containers[0].ports =
+                    vec![ContainerPort { host_port: 18_080, ..container_port("http", 8080, "TCP") }];
+            }
+            let status = it.status.as_mut().unwrap();
+            status.phase = ["Running", "Pending", "Failed"][usize::from(phase)].into();
+            if address == 0 {
+                status.pod_ip = format!("192.168.0.{node}");
+            }
+            let metadata = it.metadata.as_mut().unwrap();
+            metadata.namespace = place(namespace).into();
+            metadata.finalizers = held(finalizer);
+            it
+        },
     )
-        .prop_map(
-            |(name, namespace, app, (node, address, host_network), phase, finalizer, named)| {
-                let mut it = pod(
-                    &format!("p{name}"),
-                    ["a", "b", "c"][usize::from(app)],
-                    &format!("10.1.0.{address}"),
-                );
-                let spec = it.spec.as_mut().unwrap();
-                spec.node_name = if node == 3 {
-                    String::new()
-                } else {
-                    format!("n{node}")
-                };
-                spec.host_network = host_network && address == 3;
-                if named {
-                    spec.containers[0].ports = vec![ContainerPort {
-                        host_port: 18_080,
-                        ..container_port("http", 8080, "TCP")
-                    }];
-                }
-                let status = it.status.as_mut().unwrap();
-                status.phase = ["Running", "Pending", "Failed"][usize::from(phase)].into();
-                if address == 0 {
-                    status.pod_ip = format!("192.168.0.{node}");
-                }
-                let metadata = it.metadata.as_mut().unwrap();
-                metadata.namespace = place(namespace).into();
-                metadata.finalizers = held(finalizer);
-                it
-            },
-        )
 }
 
 fn records() -> impl Strategy<Value = Endpoints> {
     (0..4_u8, 0..3_u8, 0..3_u8, any::<bool>()).prop_map(|(name, namespace, address, derived)| {
-        let metadata = ObjectMeta {
-            namespace: place(namespace).into(),
-            ..metadata(&format!("s{name}"))
-        };
-        let endpoint = fairlead_proto::v1::Endpoint {
-            address: format!("10.9.0.{address}"),
-            ready: true,
-            ..Default::default()
-        };
-        Endpoints {
-            metadata: Some(metadata),
-            endpoints: vec![endpoint],
-            derived,
-            extra_json: String::new(),
-        }
+        let metadata = ObjectMeta { namespace: place(namespace).into(), ..metadata(&format!("s{name}")) };
+        let endpoint =
+            fairlead_proto::v1::Endpoint { address: format!("10.9.0.{address}"), ready: true, ..Default::default() };
+        Endpoints { metadata: Some(metadata), endpoints: vec![endpoint], derived, extra_json: String::new() }
     })
 }
 
@@ -202,11 +134,7 @@ fn hello(node: u8, cidr: u8, zone: bool) -> command::Kind {
     command::Kind::NodeUp(NodeUp {
         node: format!("n{node}"),
         addresses: vec![format!("192.168.0.{node}")],
-        labels: if zone {
-            labels(&[("topology.kubernetes.io/zone", "east")])
-        } else {
-            labels(&[])
-        },
+        labels: if zone { labels(&[("topology.kubernetes.io/zone", "east")]) } else { labels(&[]) },
         pod_cidr: ["", "10.1.0.0/16", "10.1.0.0/24", "10.2.0.0/24"][usize::from(cidr)].into(),
         uid: format!("uid-n{node}"),
         grace_seconds: 5,
@@ -220,11 +148,7 @@ fn reports() -> impl Strategy<Value = ReportedPod> {
             name: format!("p{name}"),
             uid: format!("uid-p{name}"),
             ready,
-            pod_ip: if address == 0 {
-                String::new()
-            } else {
-                format!("10.1.0.{address}")
-            },
+            pod_ip: if address == 0 { String::new() } else { format!("10.1.0.{address}") },
             terminated,
             ..ReportedPod::default()
         },

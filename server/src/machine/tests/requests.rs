@@ -4,65 +4,34 @@ use super::*;
 use crate::machine::dedupe::{CLIENTS, WRITES_PER_CLIENT};
 
 fn request(client: &str, sequence: u64, since: u64) -> Option<RequestId> {
-    Some(RequestId {
-        client: client.into(),
-        sequence,
-        since,
-    })
+    Some(RequestId { client: client.into(), sequence, since })
 }
 
 fn namespace_entry(id: Option<RequestId>, name: &str) -> Entry {
     let kind = create_command(namespace(name));
-    Entry {
-        at_ms: 1_700_000_100_000,
-        request_id: id,
-        command: Some(Command { kind: Some(kind) }),
-        ..Entry::default()
-    }
+    Entry { at_ms: 1_700_000_100_000, request_id: id, command: Some(Command { kind: Some(kind) }), ..Entry::default() }
 }
 
 fn code(applied: &Applied) -> Option<Code> {
-    applied
-        .outcome
-        .rejection
-        .as_ref()
-        .map(|rejection| rejection.code())
+    applied.outcome.rejection.as_ref().map(|rejection| rejection.code())
 }
 
 #[test]
 fn a_retry_gets_the_first_outcome_and_the_object_as_it_is() {
     let mut world = World::new();
     let first = world.run_entry(namespace_entry(request("c", 1, 0), "a"));
-    assert_eq!(
-        (code(&first), first.outcome.effect()),
-        (None, WriteEffect::Created)
-    );
-    assert!(
-        first.touched.sessions.contains("c")
-            && first.touched.session_writes.contains(&("c".into(), 1))
-    );
+    assert_eq!((code(&first), first.outcome.effect()), (None, WriteEffect::Created));
+    assert!(first.touched.sessions.contains("c") && first.touched.session_writes.contains(&("c".into(), 1)));
     let again = world.run_entry(namespace_entry(request("c", 1, 0), "a"));
     assert_eq!(again.outcome, first.outcome);
     assert!(again.changes.is_empty());
     // A rejected request was not executed: the same id is decided anew.
     let refused = world.run_entry(namespace_entry(request("c", 2, 0), "a"));
-    assert_eq!(
-        (code(&refused), refused.touched),
-        (Some(Code::AlreadyExists), TouchedRecords::default())
-    );
+    assert_eq!((code(&refused), refused.touched), (Some(Code::AlreadyExists), TouchedRecords::default()));
     world.delete(Kind::Namespace, "a");
     let gone = world.run_entry(namespace_entry(request("c", 1, 0), "a"));
-    assert_eq!(
-        (gone.outcome.effect(), gone.outcome.object),
-        (WriteEffect::Created, None)
-    );
-    assert_eq!(
-        world
-            .run_entry(namespace_entry(request("c", 2, 0), "a"))
-            .outcome
-            .effect(),
-        WriteEffect::Created
-    );
+    assert_eq!((gone.outcome.effect(), gone.outcome.object), (WriteEffect::Created, None));
+    assert_eq!(world.run_entry(namespace_entry(request("c", 2, 0), "a")).outcome.effect(), WriteEffect::Created);
     laws::records(&world.snapshot);
     laws::replay(&world);
 }
@@ -72,23 +41,14 @@ fn outcomes_beyond_the_bound_are_unknown_never_executed_twice() {
     let mut world = World::new();
     let last = WRITES_PER_CLIENT as u64 + 2;
     for sequence in 1..=last {
-        world.run_entry(namespace_entry(
-            request("c", sequence, 0),
-            &format!("n{sequence}"),
-        ));
+        world.run_entry(namespace_entry(request("c", sequence, 0), &format!("n{sequence}")));
     }
     for sequence in [1, 2] {
         world.delete(Kind::Namespace, &format!("n{sequence}"));
-        let late = world.run_entry(namespace_entry(
-            request("c", sequence, 0),
-            &format!("n{sequence}"),
-        ));
+        let late = world.run_entry(namespace_entry(request("c", sequence, 0), &format!("n{sequence}")));
         assert_eq!(code(&late), Some(Code::UnknownOutcome));
     }
-    assert_eq!(
-        code(&world.run_entry(namespace_entry(request("c", 3, 0), "n3"))),
-        None
-    );
+    assert_eq!(code(&world.run_entry(namespace_entry(request("c", 3, 0), "n3"))), None);
     assert_eq!(world.state().writes_of("c").count(), WRITES_PER_CLIENT);
     laws::replay(&world);
 }
@@ -99,10 +59,7 @@ fn a_forgotten_client_is_told_so() {
     let seen = snapshot.state.revision();
     let entry = |client: &str, sequence, since| {
         // A write that changes nothing is remembered too.
-        let kind = command::Kind::Put(Put {
-            object: Some(namespace("default").into()),
-            ..Put::default()
-        });
+        let kind = command::Kind::Put(Put { object: Some(namespace("default").into()), ..Put::default() });
         Entry {
             request_id: request(client, sequence, since),
             command: Some(Command { kind: Some(kind) }),
@@ -110,58 +67,29 @@ fn a_forgotten_client_is_told_so() {
         }
     };
     snapshot.apply(&entry("old", 1, seen));
-    snapshot.apply(&Entry {
-        request_id: request("old", 2, seen),
-        ..namespace_entry(None, "a")
-    });
+    snapshot.apply(&Entry { request_id: request("old", 2, seen), ..namespace_entry(None, "a") });
     for client in 0..CLIENTS {
         let applied = snapshot.apply(&entry(&format!("c{client}"), 1, 0));
         let forgets = client == CLIENTS - 1;
         assert_eq!(applied.touched.sessions.contains("old"), forgets);
-        assert_eq!(
-            applied.touched.session_writes.contains(&("old".into(), 2)),
-            forgets
-        );
+        assert_eq!(applied.touched.session_writes.contains(&("old".into(), 2)), forgets);
     }
     assert_eq!(snapshot.state.session_count(), CLIENTS);
     assert_eq!(snapshot.state.session("old"), None);
-    let retry = |snapshot: &Snapshot, sequence, since| {
-        code(&snapshot.clone().apply(&entry("old", sequence, since)))
-    };
-    assert_eq!(
-        retry(&snapshot, 2, 0),
-        Some(Code::UnknownOutcome),
-        "a sequence above 1 had an earlier one"
-    );
-    assert_eq!(
-        retry(&snapshot, 1, seen),
-        Some(Code::UnknownOutcome),
-        "it began before the floor"
-    );
+    let retry = |snapshot: &Snapshot, sequence, since| code(&snapshot.clone().apply(&entry("old", sequence, since)));
+    assert_eq!(retry(&snapshot, 2, 0), Some(Code::UnknownOutcome), "a sequence above 1 had an earlier one");
+    assert_eq!(retry(&snapshot, 1, seen), Some(Code::UnknownOutcome), "it began before the floor");
     let later = snapshot.state.dedupe_floor + 1;
-    assert_eq!(
-        retry(&snapshot, 1, later),
-        None,
-        "it began after everything forgotten: executed"
-    );
+    assert_eq!(retry(&snapshot, 1, later), None, "it began after everything forgotten: executed");
     laws::records(&snapshot);
 }
 
 #[test]
 fn malformed_request_ids_are_refused() {
     let mut world = World::new();
-    assert_eq!(
-        code(&world.run_entry(namespace_entry(request(&"x".repeat(65), 1, 0), "a"))),
-        Some(Code::Invalid)
-    );
-    assert_eq!(
-        code(&world.run_entry(namespace_entry(request("c", 0, 0), "a"))),
-        Some(Code::Invalid)
-    );
-    assert_eq!(
-        code(&world.run_entry(namespace_entry(request("", 0, 0), "a"))),
-        None
-    );
+    assert_eq!(code(&world.run_entry(namespace_entry(request(&"x".repeat(65), 1, 0), "a"))), Some(Code::Invalid));
+    assert_eq!(code(&world.run_entry(namespace_entry(request("c", 0, 0), "a"))), Some(Code::Invalid));
+    assert_eq!(code(&world.run_entry(namespace_entry(request("", 0, 0), "a"))), None);
 }
 
 #[test]
@@ -169,67 +97,31 @@ fn the_clock_never_goes_back() {
     let mut world = World::new();
     world.run_entry(namespace_entry(None, "a"));
     let at = world.state().at_ms();
-    let early = Entry {
-        at_ms: 5,
-        ..namespace_entry(None, "b")
-    };
+    let early = Entry { at_ms: 5, ..namespace_entry(None, "b") };
     assert_eq!(world.run_entry(early).changes[0].at_ms, at);
-    assert_eq!(
-        world
-            .get(Kind::Namespace, "b")
-            .unwrap()
-            .metadata()
-            .creation_timestamp,
-        "2023-11-14T22:15:00Z"
-    );
-    let wild = Entry {
-        at_ms: u64::MAX,
-        ..namespace_entry(None, "c")
-    };
+    assert_eq!(world.get(Kind::Namespace, "b").unwrap().metadata().creation_timestamp, "2023-11-14T22:15:00Z");
+    let wild = Entry { at_ms: u64::MAX, ..namespace_entry(None, "c") };
     world.run_entry(wild);
-    assert_eq!(
-        world
-            .get(Kind::Namespace, "c")
-            .unwrap()
-            .metadata()
-            .creation_timestamp,
-        "9999-12-30T22:00:00Z"
-    );
+    assert_eq!(world.get(Kind::Namespace, "c").unwrap().metadata().creation_timestamp, "9999-12-30T22:00:00Z");
 }
 
 #[test]
 fn what_is_no_command_is_refused() {
     let mut world = World::new();
+    assert_eq!(code(&world.run_entry(Entry::default())), Some(Code::Unsupported));
     assert_eq!(
-        code(&world.run_entry(Entry::default())),
-        Some(Code::Unsupported)
-    );
-    assert_eq!(
-        code(&world.run_entry(Entry {
-            command: Some(Command::default()),
-            ..Entry::default()
-        })),
+        code(&world.run_entry(Entry { command: Some(Command::default()), ..Entry::default() })),
         Some(Code::Unsupported)
     );
     for kind in [
         command::Kind::Put(Put::default()),
-        command::Kind::Put(Put {
-            object: Some(Object::default()),
-            ..Put::default()
-        }),
-        command::Kind::Put(Put {
-            object: Some(Pod::default().into()),
-            ..Put::default()
-        }),
+        command::Kind::Put(Put { object: Some(Object::default()), ..Put::default() }),
+        command::Kind::Put(Put { object: Some(Pod::default().into()), ..Put::default() }),
         command::Kind::Delete(Delete::default()),
         command::Kind::SetMember(SetMember::default()),
         command::Kind::NodeUp(NodeUp::default()),
     ] {
-        assert_eq!(
-            code(&world.run(kind.clone())),
-            Some(Code::Invalid),
-            "{kind:?}"
-        );
+        assert_eq!(code(&world.run(kind.clone())), Some(Code::Invalid), "{kind:?}");
     }
 }
 
@@ -250,38 +142,14 @@ fn a_cluster_is_made_once() {
     };
     let bad = snapshot.apply(&init("", "10.96.0.0/99", (70_000, 5)));
     assert_eq!(bad.outcome.rejection.unwrap().causes.len(), 3);
-    assert_eq!(
-        snapshot
-            .apply(&init("first", "10.96.3.0/16", (30_000, 30_001)))
-            .changes
-            .len(),
-        2
-    );
-    assert_eq!(
-        snapshot
-            .apply(&init("second", "10.0.0.0/8", (1, 2)))
-            .outcome
-            .effect(),
-        WriteEffect::Unchanged
-    );
+    assert_eq!(snapshot.apply(&init("first", "10.96.3.0/16", (30_000, 30_001))).changes.len(), 2);
+    assert_eq!(snapshot.apply(&init("second", "10.0.0.0/8", (1, 2))).outcome.effect(), WriteEffect::Unchanged);
     let settings = snapshot.state.settings();
     assert_eq!(
-        (
-            settings.cluster_id.as_str(),
-            settings.service_cidr.as_str(),
-            settings.node_ports
-        ),
+        (settings.cluster_id.as_str(), settings.service_cidr.as_str(), settings.node_ports),
         ("first", "10.96.0.0/16", (30_000, 30_001))
     );
-    assert_eq!(
-        snapshot
-            .state
-            .get(&Key::new(Kind::Namespace, "", "default"))
-            .unwrap()
-            .metadata()
-            .uid,
-        "one"
-    );
+    assert_eq!(snapshot.state.get(&Key::new(Kind::Namespace, "", "default")).unwrap().metadata().uid, "one");
     laws::records(&snapshot);
 }
 
@@ -295,39 +163,18 @@ fn members_and_the_machine_version() {
             peer_address: address.into(),
             ..Default::default()
         };
-        command::Kind::SetMember(SetMember {
-            member: Some(member),
-        })
+        command::Kind::SetMember(SetMember { member: Some(member) })
     };
-    assert_eq!(
-        world.run(set("a")).outcome.effect(),
-        WriteEffect::Configured
-    );
+    assert_eq!(world.run(set("a")).outcome.effect(), WriteEffect::Configured);
     assert_eq!(world.run(set("a")).outcome.effect(), WriteEffect::Unchanged);
     let digest = world.state().digest_hex();
     world.run(set("b"));
     assert_ne!(world.state().digest_hex(), digest);
-    assert_eq!(
-        world
-            .state()
-            .members()
-            .map(|member| member.peer_address.as_str())
-            .collect::<Vec<_>>(),
-        ["b"]
-    );
-    let version = |version| {
-        command::Kind::SetMachineVersion(fairlead_proto::internal::v1::SetMachineVersion {
-            version,
-        })
-    };
-    assert_eq!(
-        world.run(version(3)).outcome.effect(),
-        WriteEffect::Configured
-    );
-    assert_eq!(
-        world.run(version(2)).outcome.effect(),
-        WriteEffect::Unchanged
-    );
+    assert_eq!(world.state().members().map(|member| member.peer_address.as_str()).collect::<Vec<_>>(), ["b"]);
+    let version =
+        |version| command::Kind::SetMachineVersion(fairlead_proto::internal::v1::SetMachineVersion { version });
+    assert_eq!(world.run(version(3)).outcome.effect(), WriteEffect::Configured);
+    assert_eq!(world.run(version(2)).outcome.effect(), WriteEffect::Unchanged);
     assert_eq!(world.state().machine_version(), 3);
     laws::records(&world.snapshot);
 }
@@ -337,8 +184,7 @@ fn records_that_are_no_state_are_refused() {
     let mut world = World::new();
     world.create(service("web"));
     let good: Vec<StateRecord> = world.snapshot.records().collect();
-    let decode =
-        |records: Vec<StateRecord>| Snapshot::from_records(records).map(|_| ()).unwrap_err();
+    let decode = |records: Vec<StateRecord>| Snapshot::from_records(records).map(|_| ()).unwrap_err();
     assert_eq!(decode(good[1..].to_vec()), DecodeError::NoMeta);
     let mut twice = good.clone();
     twice.push(good[0].clone());
@@ -349,10 +195,7 @@ fn records_that_are_no_state_are_refused() {
     let mut unknown = good.clone();
     unknown.push(StateRecord::default());
     assert_eq!(decode(unknown), DecodeError::UnknownRecord);
-    assert!(matches!(
-        decode(good[..good.len() - 1].to_vec()),
-        DecodeError::Window { .. }
-    ));
+    assert!(matches!(decode(good[..good.len() - 1].to_vec()), DecodeError::Window { .. }));
     let changed = |change: &dyn Fn(&mut StateMeta)| {
         let mut records = good.clone();
         if let Some(state_record::Kind::Meta(meta)) = &mut records[0].kind {
@@ -360,41 +203,24 @@ fn records_that_are_no_state_are_refused() {
         }
         decode(records)
     };
-    assert_eq!(
-        changed(&|meta| meta.format_version = 99),
-        DecodeError::Format(99)
-    );
-    assert!(matches!(
-        changed(&|meta| meta.revision = 1),
-        DecodeError::Future(_)
-    ));
-    assert!(matches!(
-        changed(&|meta| meta.service_cidr = "x".into()),
-        DecodeError::Settings(_)
-    ));
-    assert!(matches!(
-        changed(&|meta| meta.service_cidr = "10.0.0.0/24".into()),
-        DecodeError::Taken(_)
-    ));
+    assert_eq!(changed(&|meta| meta.format_version = 99), DecodeError::Format(99));
+    assert!(matches!(changed(&|meta| meta.revision = 1), DecodeError::Future(_)));
+    assert!(matches!(changed(&|meta| meta.service_cidr = "x".into()), DecodeError::Settings(_)));
+    assert!(matches!(changed(&|meta| meta.service_cidr = "10.0.0.0/24".into()), DecodeError::Taken(_)));
 }
 
 #[test]
 fn storage_may_keep_a_session_in_pieces() {
     let mut world = World::new();
     for sequence in 1..4 {
-        world.run_entry(namespace_entry(
-            request("c", sequence, 0),
-            &format!("n{sequence}"),
-        ));
+        world.run_entry(namespace_entry(request("c", sequence, 0), &format!("n{sequence}")));
     }
     let mut records: Vec<StateRecord> = world
         .snapshot
         .records()
         .filter(|record| !matches!(record.kind, Some(state_record::Kind::Session(_))))
         .collect();
-    let piece = |session| StateRecord {
-        kind: Some(state_record::Kind::Session(session)),
-    };
+    let piece = |session| StateRecord { kind: Some(state_record::Kind::Session(session)) };
     for sequence in 1..4 {
         let write = world.state().session_write("c", sequence).unwrap();
         records.push(piece(fairlead_proto::internal::v1::Session {
@@ -406,8 +232,5 @@ fn storage_may_keep_a_session_in_pieces() {
     records.push(piece(world.state().session("c").unwrap()));
     let again = Snapshot::from_records(records).unwrap();
     assert_eq!(again.state.digest_hex(), world.state().digest_hex());
-    assert_eq!(
-        again.records().collect::<Vec<_>>(),
-        world.snapshot.records().collect::<Vec<_>>()
-    );
+    assert_eq!(again.records().collect::<Vec<_>>(), world.snapshot.records().collect::<Vec<_>>());
 }

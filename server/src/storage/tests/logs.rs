@@ -32,9 +32,7 @@ async fn check(ops: Vec<Op>) {
     for op in ops {
         match op {
             Op::Append(count) => {
-                append(&mut node.get().log, (next..next + count).map(entry))
-                    .await
-                    .unwrap();
+                append(&mut node.get().log, (next..next + count).map(entry)).await.unwrap();
                 next += count;
             }
             Op::Truncate(back) if next > first => {
@@ -45,18 +43,11 @@ async fn check(ops: Vec<Op>) {
             Op::Purge(ahead) if next > first => {
                 let last = (first + ahead).min(next - 1);
                 // Only what is applied is ever purged.
-                let applied = Entry {
-                    log_id: id(last),
-                    payload: EntryPayload::Blank,
-                };
+                let applied = Entry { log_id: id(last), payload: EntryPayload::Blank };
                 apply(&mut node.get().machine, [applied]).await.unwrap();
                 node.get().log.purge(id(last)).await.unwrap();
                 // A purge may be lost in a crash, but then the entries are still there. Bound it by the next sync.
-                node.get()
-                    .log
-                    .save_vote(&vote(voted.unwrap_or(1)))
-                    .await
-                    .unwrap();
+                node.get().log.save_vote(&vote(voted.unwrap_or(1))).await.unwrap();
                 voted = Some(voted.unwrap_or(1));
                 first = last + 1;
             }
@@ -74,10 +65,7 @@ async fn check(ops: Vec<Op>) {
         assert_eq!(logged(log).await, (first..next).collect::<Vec<_>>());
         let state = log.get_log_state().await.unwrap();
         assert_eq!(state.last_log_id.map(|id| id.index), next.checked_sub(1));
-        assert_eq!(
-            state.last_purged_log_id.map(|id| id.index),
-            first.checked_sub(1)
-        );
+        assert_eq!(state.last_purged_log_id.map(|id| id.index), first.checked_sub(1));
         assert_eq!(log.read_vote().await.unwrap(), voted.map(vote));
     }
 }
@@ -92,15 +80,10 @@ proptest! {
 
 /// An entry of an eighth of a megabyte.
 fn large(index: u64) -> Entry {
-    let EntryPayload::Normal(logged) = entry(index).payload else {
-        unreachable!()
-    };
+    let EntryPayload::Normal(logged) = entry(index).payload else { unreachable!() };
     let mut logged = (*logged.0).clone();
     logged.traceparent = "x".repeat(128 * 1024);
-    Entry {
-        log_id: id(index),
-        payload: EntryPayload::Normal(Logged::from(logged)),
-    }
+    Entry { log_id: id(index), payload: EntryPayload::Normal(Logged::from(logged)) }
 }
 
 #[tokio::test]
@@ -109,34 +92,16 @@ async fn what_memory_does_not_hold_is_read_from_disk() {
     let count = CACHE_BYTES as u64 / (128 * 1024) + 40;
     append(&mut node.get().log, [entry(0)]).await.unwrap();
     for from in (1..count).step_by(16) {
-        append(
-            &mut node.get().log,
-            (from..(from + 16).min(count)).map(large),
-        )
-        .await
-        .unwrap();
+        append(&mut node.get().log, (from..(from + 16).min(count)).map(large)).await.unwrap();
     }
     for _ in 0..2 {
         let log = &mut node.get().log;
-        assert_eq!(
-            logged(log).await,
-            (0..count).collect::<Vec<_>>(),
-            "across the edge"
-        );
+        assert_eq!(logged(log).await, (0..count).collect::<Vec<_>>(), "across the edge");
         let old = log.try_get_log_entries(2..4).await.unwrap();
         assert_eq!(old, [large(2), large(3)]);
         // A message of bounded size, whether from disk or from memory.
-        assert_eq!(
-            log.limited_get_log_entries(1, count).await.unwrap().len(),
-            16
-        );
-        assert_eq!(
-            log.limited_get_log_entries(count - 50, count)
-                .await
-                .unwrap()
-                .len(),
-            16
-        );
+        assert_eq!(log.limited_get_log_entries(1, count).await.unwrap().len(), 16);
+        assert_eq!(log.limited_get_log_entries(count - 50, count).await.unwrap().len(), 16);
         let stream = log.entries_stream(0..count).await;
         let streamed: Vec<Entry> = stream.try_collect().await.unwrap();
         assert_eq!(streamed.len() as u64, count);
@@ -158,17 +123,9 @@ async fn a_broken_disk_is_final() {
     drop(database);
     append(&mut node.get().log, [entry(3)]).await.unwrap();
     let error = append(&mut node.get().log, [entry(4)]).await.unwrap_err();
-    assert!(
-        error.to_string().contains("No space left on device"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("No space left on device"), "{error}");
     // The disk has room again, but nothing is tried again: what an unknown part of a batch left is not built upon.
-    node.get()
-        .database
-        .upgrade()
-        .unwrap()
-        .commits_left
-        .store(9, Ordering::SeqCst);
+    node.get().database.upgrade().unwrap().commits_left.store(9, Ordering::SeqCst);
     assert!(append(&mut node.get().log, [entry(5)]).await.is_err());
     assert!(node.get().log.save_vote(&vote(2)).await.is_err());
     assert!(apply(&mut node.get().machine, [entry(3)]).await.is_err());

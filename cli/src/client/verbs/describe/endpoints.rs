@@ -41,7 +41,12 @@ pub fn slice(value: &Value, into: &mut Description) {
         into.line("  Name\tPort\tProtocol");
         into.line("  ----\t----\t--------");
         for port in items(value, "/ports") {
-            into.line(format!("  {}\t{}\t{}", unset(text(port, "/name")), number(port, "/port"), text(port, "/protocol")));
+            into.line(format!(
+                "  {}\t{}\t{}",
+                unset(text(port, "/name")),
+                number(port, "/port"),
+                text(port, "/protocol")
+            ));
         }
     }
     if items(value, "/endpoints").is_empty() {

@@ -65,7 +65,8 @@ fn describe_container(container: &Value, into: &mut Description) {
     let ports = items(container, "/ports");
     let list = |field: &str| {
         let show = |port: &Value| {
-            let name = if text(port, "/name").is_empty() { String::new() } else { format!(" ({})", text(port, "/name")) };
+            let name =
+                if text(port, "/name").is_empty() { String::new() } else { format!(" ({})", text(port, "/name")) };
             let protocol = if text(port, "/protocol").is_empty() { "TCP" } else { text(port, "/protocol") };
             format!("{}/{protocol}{name}", number(port, field))
         };
@@ -82,7 +83,8 @@ fn describe_container(container: &Value, into: &mut Description) {
 fn describe_probe(probe: &Value) -> String {
     let port = |pointer: &str| probe.pointer(pointer).map(as_text).unwrap_or_default();
     let what = if let Some(get) = probe.get("httpGet") {
-        let scheme = if text(get, "/scheme").is_empty() { "http".to_owned() } else { text(get, "/scheme").to_lowercase() };
+        let scheme =
+            if text(get, "/scheme").is_empty() { "http".to_owned() } else { text(get, "/scheme").to_lowercase() };
         let path = text(get, "/path");
         let slash = if path.starts_with('/') { "" } else { "/" };
         format!("http-get {scheme}://{}:{}{slash}{path}", text(get, "/host"), port("/httpGet/port"))
@@ -128,7 +130,8 @@ pub async fn node(session: &Session, value: &Value, into: &mut Description) -> R
     let filter = Filter { fields: format!("spec.nodeName={name}"), chunk: CHUNK, ..Filter::default() };
     let pods = session.list(&PODS, &filter).await?;
     node_fields(value, into);
-    let progress = session.servers.status().await.ok().and_then(|status| status.nodes.into_iter().find(|node| node.name == name));
+    let progress =
+        session.servers.status().await.ok().and_then(|status| status.nodes.into_iter().find(|node| node.name == name));
     if let Some(node) = progress {
         into.line("Data Plane:");
         for (label, shown) in [
@@ -144,14 +147,19 @@ pub async fn node(session: &Session, value: &Value, into: &mut Description) -> R
             }
         }
     }
-    let running: Vec<&Shown> = pods.iter().filter(|pod| !matches!(text(&pod.value, "/status/phase"), "Succeeded" | "Failed")).collect();
+    let running: Vec<&Shown> =
+        pods.iter().filter(|pod| !matches!(text(&pod.value, "/status/phase"), "Succeeded" | "Failed")).collect();
     into.field("Non-terminated Pods", format!("({} in total)", running.len()));
     into.line("  Namespace\tName\tIP\tAge");
     into.line("  ---------\t----\t--\t---");
     for pod in running {
         let age = age(text(&pod.value, "/metadata/creationTimestamp"), Timestamp::now());
         let address = or_none(text(&pod.value, "/status/podIP"));
-        into.line(format!("  {}\t{}\t{address}\t{age}", text(&pod.value, "/metadata/namespace"), text(&pod.value, "/metadata/name")));
+        into.line(format!(
+            "  {}\t{}\t{address}\t{age}",
+            text(&pod.value, "/metadata/namespace"),
+            text(&pod.value, "/metadata/name")
+        ));
     }
     Ok(())
 }
@@ -233,7 +241,10 @@ Conditions:
     #[test]
     fn a_probes_last_words_are_shown() {
         let mut into = Description::default();
-        conditions(&[json!({"type": "Ready", "status": "False", "reason": "ProbeFailed", "message": "connection refused"})], &mut into);
+        conditions(
+            &[json!({"type": "Ready", "status": "False", "reason": "ProbeFailed", "message": "connection refused"})],
+            &mut into,
+        );
         assert_eq!(
             into.render(),
             "Conditions:\n  Type    Status  Reason       Message\n  Ready   False   ProbeFailed  connection refused\n"

@@ -72,7 +72,8 @@ pub async fn run(global: &Global, args: &DescribeArgs) -> Result<(), Failure> {
         && failure.is_not_found()
     {
         let all = session.list(resource, &filter).await?;
-        selected.objects = all.into_iter().filter(|one| text(&one.value, "/metadata/name").starts_with(name.as_str())).collect();
+        selected.objects =
+            all.into_iter().filter(|one| text(&one.value, "/metadata/name").starts_with(name.as_str())).collect();
         if !selected.objects.is_empty() {
             selected.failures.clear();
         }
@@ -153,7 +154,11 @@ fn joined(list: &[Value]) -> String {
 
 async fn service(session: &Session, value: &Value, into: &mut Description) -> Result<(), Failure> {
     let (namespace, name) = (text(value, "/metadata/namespace"), text(value, "/metadata/name"));
-    let filter = Filter { namespace: namespace.to_owned(), labels: format!("kubernetes.io/service-name={name}"), ..Filter::default() };
+    let filter = Filter {
+        namespace: namespace.to_owned(),
+        labels: format!("kubernetes.io/service-name={name}"),
+        ..Filter::default()
+    };
     let slices: Vec<Value> = session.list(&SLICES, &filter).await?.into_iter().map(|slice| slice.value).collect();
     service_fields(value, &slices, into);
     // An EndpointSlice bears its record's revision.
@@ -164,7 +169,8 @@ async fn service(session: &Session, value: &Value, into: &mut Description) -> Re
         match session.servers.status().await {
             Err(_) => "<unknown>".to_owned(),
             Ok(status) => {
-                let late: Vec<String> = status.nodes.iter().filter(|node| node.acknowledged < revision).map(laggard).collect();
+                let late: Vec<String> =
+                    status.nodes.iter().filter(|node| node.acknowledged < revision).map(laggard).collect();
                 let late = if late.is_empty() { String::new() } else { format!(" ({})", late.join("; ")) };
                 format!("{} nodes at rev {revision}{late}", programmed(&status.nodes, revision))
             }
@@ -191,7 +197,11 @@ fn service_fields(value: &Value, slices: &[Value], into: &mut Description) {
         .iter()
         .map(|one| {
             let place = if text(one, "/ip").is_empty() { text(one, "/hostname") } else { text(one, "/ip") };
-            if text(one, "/ipMode").is_empty() { place.to_owned() } else { format!("{place} ({})", text(one, "/ipMode")) }
+            if text(one, "/ipMode").is_empty() {
+                place.to_owned()
+            } else {
+                format!("{place} ({})", text(one, "/ipMode"))
+            }
         })
         .collect();
     optional(into, "LoadBalancer Ingress", &ingress.join(", "));
