@@ -23,7 +23,7 @@ mod service;
 mod state;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use conflicts::{ADDRESS_CONFLICT, CIDR_CONFLICT};
 pub use records::{DecodeError, FORMAT_VERSION};

@@ -446,3 +446,103 @@ pub fn node_item(node: &Node) -> NodeItem {
         pod_cidr: node.spec.as_ref().map(|spec| spec.pod_cidr.clone()).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::tests::{self as world, World, random};
+    use proptest::prelude::*;
+
+    /// Folds a delta, cut into parts, into a view.
+    fn fold(view: &mut NodeView, delta: NodeDelta) {
+        for part in parts(delta) {
+            view.fold(&part).unwrap();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// The law: whatever happens, and whenever a node is brought up to date, its view is the full one; and so is the
+        /// view of one that resumes on another server from any earlier revision.
+        #[test]
+        fn any_cut_and_any_coalescing_give_the_full_view(history in prop::collection::vec((random::commands(), any::<bool>()), 1..60)) {
+            let mut world = World::new();
+            let mut stamped = Stamped::new(Arc::new(world.snapshot.clone()));
+            let node = "n1";
+            let mut view = full(world.state(), node);
+            let mut earlier = vec![view.clone()];
+            for (command, look) in history {
+                world.run(command);
+                let snapshot = Arc::new(world.snapshot.clone());
+                stamped = stamped.advance(snapshot.clone());
+                let whole = full(&snapshot.state, node);
+                prop_assert_eq!(stamped.digest(node), whole.digest(), "the digest kept item by item");
+                if !look {
+                    continue; // This step is coalesced with the next.
+                }
+                match delta(&stamped, node, Some(view.revision)) {
+                    Some(delta) => fold(&mut view, delta),
+                    None => { let step = step(&stamped, node, view.revision); fold(&mut view, step) }
+                }
+                prop_assert_eq!(&view, &whole);
+                for mut old in earlier.clone() {
+                    if let Some(delta) = delta(&stamped, node, Some(old.revision)) {
+                        fold(&mut old, delta);
+                        prop_assert_eq!(&old, &whole, "resumed elsewhere");
+                    }
+                }
+                earlier.push(view.clone());
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_view_is_cut_into_parts_that_fold_to_it() {
+        let mut world = World::new();
+        world.create(world::service("web"));
+        for pod in 0..40 {
+            world.create(world::pod(&format!("p{pod}"), "web", &format!("10.0.0.{pod}")));
+        }
+        let stamped = Stamped::new(Arc::new(world.snapshot.clone()));
+        let mut whole = delta(&stamped, "n1", None).unwrap();
+        let endpoint = whole.upsert_endpoints[0].clone();
+        whole.upsert_endpoints.extend((0..PART_ITEMS * 2).map(|number| {
+            let mut more = endpoint.clone();
+            if let Some(endpoint) = &mut more.endpoint {
+                endpoint.pod_name = format!("more-{number}");
+            }
+            more
+        }));
+        whole.digest.clear();
+        let mut at_once = NodeView::default();
+        at_once.fold(&whole).unwrap();
+        let cut = parts(whole);
+        assert!(cut.len() > 2 && cut.iter().rev().skip(1).all(|part| part.more));
+        let mut in_parts = NodeView::default();
+        for part in &cut {
+            in_parts.fold(part).unwrap();
+        }
+        assert_eq!(in_parts, at_once);
+    }
+
+    #[test]
+    fn one_changed_endpoint_costs_one_item() {
+        let mut world = World::new();
+        for service in 0..50 {
+            world.create(world::service(&format!("s{service}")));
+            for pod in 0..3 {
+                let name = format!("s{service}-{pod}");
+                world.create(world::pod(&name, &format!("s{service}"), &format!("10.0.{service}.{pod}")));
+            }
+        }
+        let before = Stamped::new(Arc::new(world.snapshot.clone()));
+        let mut changed = world.pod("s7-1");
+        changed.status.get_or_insert_default().pod_ip = "10.9.9.9".into();
+        world.run(world::status_command(changed));
+        let after = before.advance(Arc::new(world.snapshot.clone()));
+        let delta = delta(&after, "n1", Some(before.snapshot.state.revision())).unwrap();
+        assert_eq!((delta.upsert_endpoints.len(), delta.remove_endpoints.len()), (1, 1));
+        assert!(delta.upsert_services.is_empty() && delta.upsert_pods.is_empty());
+    }
+}

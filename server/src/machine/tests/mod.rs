@@ -4,7 +4,7 @@ mod endpoints;
 mod laws;
 mod lifecycle;
 mod nodes;
-mod random;
+pub mod random;
 mod requests;
 mod services;
 

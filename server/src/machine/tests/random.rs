@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 
 /// A command in a universe small enough for everything to collide.
-fn commands() -> impl Strategy<Value = command::Kind> {
+pub fn commands() -> impl Strategy<Value = command::Kind> {
     prop_oneof![
         6 => (services(), 0..4_u8).prop_map(|(object, how)| write(object.into(), how)),
         6 => (pods(), 0..4_u8).prop_map(|(object, how)| write(object.into(), how)),
