@@ -13,7 +13,7 @@ pub fn validate(record: &Endpoints, problems: &mut Vec<Invalid>) {
         return;
     }
     if record.endpoints.len() > MAX_ENDPOINTS {
-        problems.push(Invalid::too_long("subsets", MAX_ENDPOINTS));
+        problems.push(Invalid::too_many("subsets", record.endpoints.len(), MAX_ENDPOINTS));
     }
     for (index, endpoint) in record.endpoints.iter().enumerate() {
         let field = format!("subsets[0].addresses[{index}]");

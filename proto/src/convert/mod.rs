@@ -26,7 +26,8 @@ use crate::v1::{Object, object};
 pub fn default_object(object: &mut Object) {
     match &mut object.kind {
         Some(object::Kind::Namespace(it)) => namespace::default(it),
-        Some(object::Kind::Node(_) | object::Kind::Endpoints(_)) | None => {}
+        Some(object::Kind::Node(it)) => node::default(it),
+        Some(object::Kind::Endpoints(_)) | None => {}
         Some(object::Kind::Pod(it)) => pod::default(it),
         Some(object::Kind::Service(it)) => service::default(it),
     }

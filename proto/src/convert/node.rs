@@ -3,12 +3,30 @@
 use crate::convert::ip;
 use crate::model::Invalid;
 use crate::v1::Node;
+use std::collections::BTreeSet;
+
+/// `podCIDR` and the first of `podCIDRs` are one field in two forms: each fills the other.
+pub fn default(node: &mut Node) {
+    let Some(spec) = &mut node.spec else { return };
+    if spec.pod_cidr.is_empty() {
+        spec.pod_cidr = spec.pod_cidrs.first().cloned().unwrap_or_default();
+    }
+    if spec.pod_cidrs.is_empty() && !spec.pod_cidr.is_empty() {
+        spec.pod_cidrs = vec![spec.pod_cidr.clone()];
+    }
+}
 
 /// Checks pod ranges and addresses.
 pub fn validate(node: &Node, problems: &mut Vec<Invalid>) {
     let spec = node.spec.clone().unwrap_or_default();
+    let mut families = BTreeSet::new();
     for (index, cidr) in spec.pod_cidrs.iter().enumerate() {
-        ip::check_cidr(&format!("spec.podCIDRs[{index}]"), cidr, problems);
+        let field = format!("spec.podCIDRs[{index}]");
+        if let Some(range) = ip::check_cidr(&field, cidr, problems)
+            && !families.insert(range.addr().is_ipv6())
+        {
+            problems.push(Invalid::invalid(field, cidr, "may specify no more than one CIDR for each IP family"));
+        }
     }
     if !spec.pod_cidr.is_empty() {
         if spec.pod_cidrs.is_empty() {

@@ -67,6 +67,10 @@ pub fn validate(pod: &Pod, problems: &mut Vec<Invalid>) {
         for (index, container) in containers.iter().enumerate() {
             let field = format!("spec.{list}[{index}]");
             validate_container(&field, container, &mut seen, problems);
+            if list == "initContainers" {
+                // They run one by one: only their own ports can collide.
+                ports = HostPorts::default();
+            }
             validate_ports(&field, (container, spec.host_network), &mut ports, problems);
         }
     }
@@ -149,8 +153,14 @@ fn validate_port(field: &str, of: (&ContainerPort, bool), problems: &mut Vec<Inv
 
 fn validate_addresses(pod: &Pod, problems: &mut Vec<Invalid>) {
     let Some(status) = &pod.status else { return };
+    let mut families = BTreeSet::new();
     for (index, ip) in status.pod_ips.iter().enumerate() {
-        probe::pod_address(&format!("status.podIPs[{index}]"), &ip.ip, problems);
+        let field = format!("status.podIPs[{index}]");
+        if let Some(address) = probe::pod_address(&field, &ip.ip, problems)
+            && !families.insert(address.is_ipv6())
+        {
+            problems.push(Invalid::invalid(field, &ip.ip, "may specify no more than one IP for each IP family"));
+        }
     }
     if !status.pod_ip.is_empty() && status.pod_ips.first().is_some_and(|first| first.ip != status.pod_ip) {
         problems.push(Invalid::invalid("status.podIPs[0].ip", &status.pod_ip, "must be equal to podIP"));

@@ -106,6 +106,6 @@ pub fn port(field: &str, port: Option<&IntOrString>, problems: &mut Vec<Invalid>
 }
 
 /// An address of a pod's status.
-pub fn pod_address(field: &str, text: &str, problems: &mut Vec<Invalid>) {
-    ip::check(field, text, problems);
+pub fn pod_address(field: &str, text: &str, problems: &mut Vec<Invalid>) -> Option<std::net::IpAddr> {
+    ip::check(field, text, problems)
 }

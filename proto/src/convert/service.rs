@@ -76,17 +76,33 @@ pub fn validate(service: &Service, problems: &mut Vec<Invalid>) {
     }
     validate_policies(&spec, problems);
     validate_load_balancer(&spec, problems);
+    validate_ingress(service, problems);
+}
+
+/// What a load balancer reports (ValidateLoadBalancerStatus).
+fn validate_ingress(service: &Service, problems: &mut Vec<Invalid>) {
     let ingress = service.status.iter().flat_map(|status| &status.load_balancer).flat_map(|status| &status.ingress);
     for (index, one) in ingress.enumerate() {
         let field = format!("status.loadBalancer.ingress[{index}]");
         if !one.ip.is_empty() {
             ip::check(&format!("{field}.ip"), &one.ip, problems);
         }
-        if !one.hostname.is_empty() {
+        match one.ip_mode.as_deref() {
+            Some(_) if one.ip.is_empty() => {
+                problems
+                    .push(Invalid::forbidden(format!("{field}.ipMode"), "may not be specified when `ip` is not set"));
+            }
+            None | Some("VIP" | "Proxy") => {}
+            Some(other) => {
+                problems.push(Invalid::not_supported(format!("{field}.ipMode"), other, &["Proxy", "VIP"]));
+            }
+        }
+        let hostname = format!("{field}.hostname");
+        if ip::parse_ip(&one.hostname).is_some() {
+            problems.push(Invalid::invalid(hostname, &one.hostname, "must be a DNS name, not an IP address"));
+        } else if !one.hostname.is_empty() {
             let found = names::subdomain_problems(&one.hostname);
-            problems.extend(
-                found.into_iter().map(|problem| Invalid::invalid(format!("{field}.hostname"), &one.hostname, &problem)),
-            );
+            problems.extend(found.into_iter().map(|problem| Invalid::invalid(&hostname, &one.hostname, &problem)));
         }
     }
 }
@@ -343,22 +359,26 @@ fn validate_load_balancer(spec: &ServiceSpec, problems: &mut Vec<Invalid>) {
 pub fn warnings(service: &Service) -> Vec<String> {
     let mut warnings = Vec::new();
     let Some(spec) = &service.spec else { return warnings };
-    if spec.cluster_ip == "None" {
-        if !spec.external_ips.is_empty() {
-            warnings.push("spec.externalIPs is ignored when spec.clusterIP is \"None\"".to_owned());
-        }
-        if spec.session_affinity == "ClientIP" {
-            warnings.push("spec.SessionAffinity is ignored for headless services".to_owned());
-        }
-    } else if !spec.external_ips.is_empty() {
-        warnings
-            .push("spec.externalIPs is deprecated: it lets any tenant claim any address (CVE-2020-8554)".to_owned());
+    let external_name = spec.r#type == "ExternalName";
+    let headless = spec.r#type == "ClusterIP" && spec.cluster_ip == "None";
+    let ignored = [
+        ("loadBalancerIP", !spec.load_balancer_ip.is_empty()),
+        ("externalIPs", !spec.external_ips.is_empty()),
+        ("SessionAffinity", spec.session_affinity == "ClientIP"),
+    ];
+    for (field, _) in ignored.into_iter().filter(|(_, given)| headless && *given) {
+        warnings.push(format!("spec.{field} is ignored for headless services"));
     }
-    if spec.r#type != "ExternalName" && !spec.external_name.is_empty() {
+    if !spec.external_ips.is_empty() && external_name {
+        warnings.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
+    } else if !spec.external_ips.is_empty() && !headless {
+        warnings.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".to_owned());
+    }
+    if !external_name && !spec.external_name.is_empty() {
         warnings.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
     }
     if spec.traffic_distribution.as_deref() == Some("PreferClose") {
-        warnings.push("spec.trafficDistribution: PreferClose is deprecated: use PreferSameZone".to_owned());
+        warnings.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".to_owned());
     }
     warnings
 }

@@ -320,3 +320,151 @@ fn endpoints_are_rendered_as_subsets_and_slices() {
     assert_eq!(manifest::render_slices(record), slices, "names are stable");
     assert!(validate_create(&decoded.object).is_empty());
 }
+
+#[test]
+fn a_wrong_type_is_named_by_its_path() {
+    for (value, path) in [
+        (service(&json!({"ports": [{"port": 80}, {"port": "x"}]})), "spec.ports[1].port"),
+        (service(&json!({"ports": [{"port": 99_999_999_999_u64}]})), "spec.ports[0].port"),
+        (service(&json!({"selector": {"app": 1}})), "spec.selector.app"),
+        (service(&json!({"selector": {"a.b/c~d": true}})), "spec.selector.a.b/c~d"),
+        (service(&json!({"selector": {"a": 1}, "type": 2})), "spec"),
+        (service(&json!([])), "spec"),
+    ] {
+        let found = manifest::decode(&value).unwrap_err();
+        assert_eq!((found.len(), found[0].field.as_str()), (1, path), "{value}");
+    }
+    let many: serde_json::Map<String, Value> = (0..2_000).map(|one| (format!("k{one}"), json!(1))).collect();
+    assert_eq!(manifest::decode(&service(&json!({"selector": many}))).unwrap_err()[0].field, "<document>");
+}
+
+#[test]
+fn null_fields_are_absent() {
+    let mut value = service(&json!({"ports": [{"port": 80, "name": null}], "selector": {"app": "web", "old": null}}));
+    value["metadata"]["labels"] = json!({"a": null});
+    value["status"] = Value::Null;
+    let object = object(&value);
+    assert_eq!(object.metadata().labels.len(), 0);
+    assert_eq!(object.as_service().unwrap().spec.as_ref().unwrap().selector.len(), 1);
+    assert_eq!(validate_create(&object), Vec::new());
+    let value =
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "a", "namespace": "b"}, "subsets": null});
+    assert!(manifest::decode(&value).is_ok());
+    let value = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "a", "namespace": "b"},
+        "subsets": [{"addresses": [{"ip": "10.0.0.1", "nodeName": null, "targetRef": null}], "notReadyAddresses": null, "ports": null}]});
+    assert_eq!(manifest::decode(&value).unwrap().object.as_endpoints().unwrap().endpoints.len(), 1);
+}
+
+fn endpoints(subsets: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "db", "namespace": "default"}, "subsets": subsets})
+}
+
+#[test]
+fn endpoints_without_addresses_are_refused_and_ports_are_not_doubled() {
+    let empty = endpoints(&json!([{"addresses": [{"ip": "10.0.0.1"}]}, {"ports": [{"port": 1}]}]));
+    let found = manifest::decode(&empty).unwrap_err();
+    assert_eq!(found[0].to_string(), "subsets[1]: Required value: must specify `addresses` or `notReadyAddresses`");
+    let twice = endpoints(&json!([{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.1"}], "ports": [{"port": 1}]}]));
+    let decoded = manifest::decode(&twice).unwrap().object;
+    assert_eq!(decoded.as_endpoints().unwrap().endpoints[0].ports.len(), 1);
+    assert_eq!(validate_create(&decoded), Vec::new());
+    let addresses: Vec<Value> =
+        (0..1_001).map(|one| json!({"ip": format!("10.0.{}.{}", one / 250, one % 250 + 1)})).collect();
+    let many = endpoints(&json!([{"addresses": addresses}]));
+    assert_eq!(problems(&many), ["subsets: Too many: 1001: must have at most 1000 items"]);
+}
+
+#[test]
+fn slices_say_the_application_protocol() {
+    let value = endpoints(
+        &json!([{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 1, "protocol": "TCP", "appProtocol": "kubernetes.io/h2c"}]}]),
+    );
+    let decoded = manifest::decode(&value).unwrap().object;
+    let slices = manifest::render_slices(decoded.as_endpoints().unwrap());
+    assert_eq!(slices[0]["ports"][0]["appProtocol"], "kubernetes.io/h2c");
+}
+
+fn node(spec: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": spec})
+}
+
+#[test]
+fn a_nodes_pod_range_has_two_forms_and_stays() {
+    for spec in [json!({"podCIDR": "10.244.1.0/24"}), json!({"podCIDRs": ["10.244.1.0/24"]})] {
+        let old = object(&node(&spec));
+        let of = old.as_node().unwrap().spec.clone().unwrap();
+        assert_eq!((of.pod_cidr.as_str(), of.pod_cidrs.len()), ("10.244.1.0/24", 1));
+        assert_eq!(validate_update(&object(&node(&json!({"podCIDR": "10.244.2.0/24"}))), &old).len(), 1, "{spec}");
+    }
+    assert_eq!(
+        problems(&node(&json!({"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]}))),
+        ["spec.podCIDRs[1]: Invalid value: \"10.0.1.0/24\": may specify no more than one CIDR for each IP family"]
+    );
+}
+
+#[test]
+fn init_containers_run_one_by_one_and_may_share_a_host_port() {
+    let ports = json!([{"containerPort": 80, "hostPort": 80}]);
+    let one = |name: &str| json!({"name": name, "image": "i", "ports": ports});
+    let apart = pod(&json!({"containers": [one("a")], "initContainers": [one("b"), one("c")]}));
+    assert_eq!(problems(&apart), Vec::<String>::new());
+    let together = pod(&json!({"containers": [one("a"), one("b")]}));
+    assert_eq!(problems(&together), ["spec.containers[1].ports[0].hostPort: Duplicate value: \"TCP//80\""]);
+}
+
+#[test]
+fn a_pods_status_is_checked() {
+    let mut value = pod(&json!({"containers": [{"name": "a", "image": "i"}]}));
+    value["status"] = json!({"podIPs": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "phase": "Gone"});
+    let found = problems(&value);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("status.podIPs[1]: Invalid value: \"10.0.0.2\""), "{found:?}");
+}
+
+#[test]
+fn a_load_balancers_report_is_checked() {
+    let mut value = service(&json!({"type": "LoadBalancer", "ports": [{"port": 80}]}));
+    value["status"] = json!({"loadBalancer": {"ingress": [
+        {"ip": "192.0.2.1", "ipMode": "Wrong"}, {"hostname": "192.0.2.1"}, {"hostname": "lb", "ipMode": "VIP"}]}});
+    let fields: Vec<String> = validate_create(&object(&value)).into_iter().map(|problem| problem.field).collect();
+    assert_eq!(
+        fields,
+        [
+            "status.loadBalancer.ingress[0].ipMode",
+            "status.loadBalancer.ingress[1].hostname",
+            "status.loadBalancer.ingress[2].ipMode"
+        ]
+    );
+}
+
+#[test]
+fn warnings_are_in_kubernetes_words() {
+    let table = [
+        (
+            json!({"clusterIP": "None", "externalIPs": ["192.0.2.1"], "sessionAffinity": "ClientIP"}),
+            vec![
+                "spec.externalIPs is ignored for headless services",
+                "spec.SessionAffinity is ignored for headless services",
+            ],
+        ),
+        (
+            json!({"ports": [{"port": 1}], "externalIPs": ["192.0.2.1"]}),
+            vec!["spec.externalIPs is deprecated and may no longer be implemented in some clusters"],
+        ),
+        (
+            json!({"ports": [{"port": 1}], "externalName": "x", "trafficDistribution": "PreferClose"}),
+            vec![
+                "spec.externalName is ignored when spec.type is not \"ExternalName\"",
+                "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"",
+            ],
+        ),
+        (
+            json!({"type": "ExternalName", "externalName": "x", "externalIPs": ["192.0.2.1"]}),
+            vec!["spec.externalIPs is ignored when spec.type is \"ExternalName\""],
+        ),
+        (json!({"ports": [{"port": 1}]}), vec![]),
+    ];
+    for (spec, expected) in table {
+        assert_eq!(crate::convert::warnings(&object(&service(&spec))), expected, "{spec}");
+    }
+}

@@ -23,6 +23,7 @@ pub fn decode(value: &Value) -> Result<Decoded, Vec<Invalid>> {
     let kind = kind_of(value)?;
     check_revision(value)?;
     let mut value = value.clone();
+    drop_nulls(&mut value);
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
         metadata.remove("selfLink");
@@ -120,7 +121,6 @@ fn with_overlay(mut object: Object, value: &Value) -> Object {
             map.remove("subsets");
         }
     }
-    drop_empty(&mut whole);
     let ours = render::fields(&object);
     let extra =
         overlay::difference(&whole, &ours).map(|extra| overlay::canonical(extra).to_string()).unwrap_or_default();
@@ -135,15 +135,15 @@ fn with_overlay(mut object: Object, value: &Value) -> Object {
     object
 }
 
-/// Drops nulls and, of the fields our messages carry, what is the default: a message has no way to say it.
-fn drop_empty(value: &mut Value) {
+/// A null field is an absent one, whatever its type.
+fn drop_nulls(value: &mut Value) {
     if let Value::Object(map) = value {
         map.retain(|_, inner| {
-            drop_empty(inner);
+            drop_nulls(inner);
             !inner.is_null()
         });
     } else if let Value::Array(list) = value {
-        list.iter_mut().for_each(drop_empty);
+        list.iter_mut().for_each(drop_nulls);
     }
 }
 

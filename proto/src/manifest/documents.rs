@@ -1,4 +1,4 @@
-//! A file's documents: YAML (1.2's core schema, no duplicate keys) or JSON, Lists opened.
+//! A file's documents: YAML (no duplicate keys; 0644 is octal) or JSON, Lists opened.
 
 use serde_json::Value;
 
@@ -45,7 +45,10 @@ pub fn documents(text: &str) -> Result<Vec<Value>, ManifestError> {
 }
 
 fn yaml(text: &str) -> Result<Vec<Value>, ManifestError> {
-    serde_saphyr::from_multiple::<Value>(text).map_err(|error| ManifestError::Syntax(error.to_string()))
+    // `defaultMode: 0644` is octal to Kubernetes, which reads YAML 1.1 here.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    serde_saphyr::from_multiple_with_options::<Value>(text, options)
+        .map_err(|error| ManifestError::Syntax(error.to_string()))
 }
 
 fn open(document: Value, number: usize, into: &mut Vec<Value>) -> Result<(), ManifestError> {
@@ -90,8 +93,10 @@ mod tests {
 
     #[test]
     fn yaml_scalars_are_what_they_look_like() {
-        let value = &documents("a: 80\nb: \"80\"\nc: true\nd: text\ne: null\n").unwrap()[0];
-        assert_eq!(value, &serde_json::json!({"a": 80, "b": "80", "c": true, "d": "text", "e": null}));
+        let value =
+            &documents("a: 80\nb: \"80\"\nc: true\nd: text\ne: null\nf: 0644\ng: 0o644\nh: 0\ni: \"08\"\n").unwrap()[0];
+        let expected = serde_json::json!({"a": 80, "b": "80", "c": true, "d": "text", "e": null, "f": 420, "g": 420, "h": 0, "i": "08"});
+        assert_eq!(value, &expected);
     }
 
     #[test]

@@ -22,6 +22,12 @@ struct Subset {
     ports: Vec<Port>,
 }
 
+impl Subset {
+    fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.not_ready_addresses.is_empty()
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 struct Address {
@@ -71,6 +77,15 @@ pub fn from_json(value: &Value) -> Result<Endpoints, Vec<Invalid>> {
             message: format!("Invalid value: {error}"),
         }]
     })?;
+    let empty = manifest.subsets.iter().enumerate().filter(|(_, subset)| subset.is_empty());
+    let problems: Vec<Invalid> = empty
+        .map(|(index, _)| {
+            Invalid::required(format!("subsets[{index}]"), "must specify `addresses` or `notReadyAddresses`")
+        })
+        .collect();
+    if !problems.is_empty() {
+        return Err(problems);
+    }
     let mut endpoints = Vec::new();
     for subset in manifest.subsets {
         let ports: Vec<EndpointPort> = subset.ports.iter().map(from_port).collect();
@@ -83,7 +98,10 @@ pub fn from_json(value: &Value) -> Result<Endpoints, Vec<Invalid>> {
     for endpoint in endpoints {
         let key = (endpoint.address.clone(), endpoint.pod_name.clone(), endpoint.ready);
         match merged.get_mut(&key) {
-            Some(old) => old.ports.extend(endpoint.ports),
+            Some(old) => {
+                let new = endpoint.ports.into_iter().filter(|port| !old.ports.contains(port));
+                old.ports.extend(new.collect::<Vec<_>>());
+            }
             None => {
                 merged.insert(key, endpoint);
             }
@@ -201,8 +219,17 @@ fn slice(record: &Endpoints, group: (&str, &[Port]), part: (usize, &[&Endpoint])
         },
         "addressType": family,
         "endpoints": rendered,
-        "ports": ports.iter().map(|port| json!({"name": port.name, "port": port.port, "protocol": port.protocol})).collect::<Vec<_>>(),
+        "ports": ports.iter().map(slice_port).collect::<Vec<_>>(),
     })
+}
+
+/// A slice's port says its name even if that is empty.
+fn slice_port(port: &Port) -> Value {
+    let mut value = json!({"name": port.name, "port": port.port, "protocol": port.protocol});
+    if let Some(protocol) = &port.app_protocol {
+        value["appProtocol"] = protocol.clone().into();
+    }
+    value
 }
 
 fn slice_endpoint(endpoint: &Endpoint, namespace: &str) -> Value {

@@ -15,6 +15,7 @@ pub use decode::{Decoded, decode};
 pub use documents::{MAX_DOCUMENT, ManifestError, documents};
 pub use endpoints::render_slices;
 pub use merge::three_way;
+pub use overlay::canonical;
 pub use render::render;
 
 use crate::v1::Kind;

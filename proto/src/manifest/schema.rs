@@ -7,6 +7,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+/// Fields of a document beyond which the place of a wrong type isn't looked for: each costs a decoding.
+const MAX_SEARCHED: usize = 1_000;
+
 /// Paths of the fields that a kind's schema doesn't have.
 ///
 /// # Errors
@@ -27,16 +30,52 @@ pub fn unknown_fields(kind: Kind, manifest: &Value) -> Result<Vec<String>, Inval
 
 fn round_trip<T: DeserializeOwned + Serialize>(manifest: &Value) -> Result<Value, Invalid> {
     let typed: T =
-        serde_json::from_value(manifest.clone()).map_err(|error| wrong_type(manifest, &error.to_string()))?;
-    serde_json::to_value(&typed).map_err(|error| wrong_type(manifest, &error.to_string()))
+        serde_json::from_value(manifest.clone()).map_err(|error| wrong_type::<T>(manifest, &error.to_string()))?;
+    serde_json::to_value(&typed).map_err(|error| wrong_type::<T>(manifest, &error.to_string()))
 }
 
-/// serde_json says what is wrong but not where; the place is found by leaving fields out.
-fn wrong_type(_: &Value, message: &str) -> Invalid {
-    Invalid {
-        field: "<document>".into(),
-        reason: "FieldValueTypeInvalid",
-        message: format!("Invalid value: {message}"),
+fn wrong_type<T: DeserializeOwned>(manifest: &Value, message: &str) -> Invalid {
+    let place = if fields(manifest) > MAX_SEARCHED { String::new() } else { place::<T>(manifest) };
+    let field = if place.is_empty() { "<document>".to_owned() } else { place };
+    Invalid { field, reason: "FieldValueTypeInvalid", message: format!("Invalid value: {message}") }
+}
+
+/// serde_json says what is wrong but not where: it is the field without which the rest decodes. With several wrong ones
+/// it is what they have in common, empty for the whole document.
+fn place<T: DeserializeOwned>(manifest: &Value) -> String {
+    let decodes = |value: Value| serde_json::from_value::<T>(value).is_ok();
+    let (mut path, mut pointer) = (String::new(), String::new());
+    while let Some(inner) = manifest.pointer(&pointer) {
+        let names: Vec<String> = match inner {
+            Value::Object(map) => map.keys().cloned().collect(),
+            Value::Array(list) => (0..list.len()).map(|index| index.to_string()).collect(),
+            _ => Vec::new(),
+        };
+        let guilty = names.into_iter().find(|name| {
+            let mut rest = manifest.clone();
+            match rest.pointer_mut(&pointer) {
+                Some(Value::Object(map)) => drop(map.remove(name)),
+                Some(Value::Array(list)) => drop(name.parse::<usize>().map(|index| list.remove(index))),
+                _ => {}
+            }
+            decodes(rest)
+        });
+        let Some(name) = guilty else { break };
+        match inner {
+            Value::Array(_) => path.push_str(&format!("[{name}]")),
+            _ if path.is_empty() => path.push_str(&name),
+            _ => path.push_str(&format!(".{name}")),
+        }
+        pointer.push_str(&format!("/{}", name.replace('~', "~0").replace('/', "~1")));
+    }
+    path
+}
+
+fn fields(value: &Value) -> usize {
+    match value {
+        Value::Object(map) => map.values().map(fields).sum::<usize>() + map.len(),
+        Value::Array(list) => list.iter().map(fields).sum::<usize>() + list.len(),
+        _ => 0,
     }
 }
 

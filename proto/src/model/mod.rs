@@ -143,6 +143,12 @@ impl Invalid {
         Self::with(field, "FieldValueTooLong", "Too long", &format!("may not be more than {max} bytes"))
     }
 
+    /// `Too many: <count>: must have at most <max> items`.
+    pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {
+        let head = format!("Too many: {count}");
+        Self::with(field, "FieldValueTooMany", &head, &format!("must have at most {max} items"))
+    }
+
     fn with(field: impl Into<String>, reason: &'static str, head: &str, detail: &str) -> Self {
         let message = if detail.is_empty() { head.to_owned() } else { format!("{head}: {detail}") };
         Self { field: field.into(), reason, message }

@@ -224,6 +224,10 @@ fn supported(kind: Kind) -> &'static [&'static str] {
             "metadata.namespace",
             "spec.nodeName",
             "spec.hostNetwork",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "status.nominatedNodeName",
             "status.phase",
             "status.podIP",
             "status.podIPs",
@@ -254,8 +258,17 @@ fn field_of(object: &Object, field: &str) -> String {
         }
         "spec.clusterIP" => service_spec().cluster_ip,
         "spec.type" => service_spec().r#type,
-        _ => String::new(),
+        "spec.restartPolicy" => kept(object, field, "Always"),
+        "spec.schedulerName" => kept(object, field, "default-scheduler"),
+        _ => kept(object, field, ""),
     }
+}
+
+/// A field that Fairlead keeps without reading it, or Kubernetes' default.
+fn kept(object: &Object, field: &str, default: &str) -> String {
+    let extra: serde_json::Value = serde_json::from_str(object.extra_json()).unwrap_or_default();
+    let found = extra.pointer(&format!("/{}", field.replace('.', "/")));
+    found.and_then(serde_json::Value::as_str).unwrap_or(default).to_owned()
 }
 
 #[cfg(test)]
@@ -331,6 +344,18 @@ mod tests {
             "field label not supported: spec.foo"
         );
         assert!(FieldSelector::parse(Kind::Pod, "spec.nodeName").is_err());
+    }
+
+    #[test]
+    fn pods_are_selected_by_fields_that_are_only_kept() {
+        let mut pod = crate::v1::Pod::default();
+        let matches = |pod: &crate::v1::Pod, text: &str| {
+            FieldSelector::parse(Kind::Pod, text).unwrap().matches(&pod.clone().into())
+        };
+        assert!(matches(&pod, "spec.restartPolicy=Always,spec.serviceAccountName=,status.nominatedNodeName="));
+        pod.extra_json = r#"{"spec":{"restartPolicy":"Never","serviceAccountName":"web"}}"#.into();
+        assert!(matches(&pod, "spec.restartPolicy=Never,spec.serviceAccountName=web"));
+        assert!(matches(&pod, "spec.restartPolicy!=Always,spec.schedulerName=default-scheduler"));
     }
 
     proptest! {
