@@ -20,10 +20,10 @@ pub use config::{Config, Mode};
 
 use crate::dataplane::Dataplane;
 use crate::kernel::dry_run::DryRun;
-use crate::kernel::linux::Iptables;
+use crate::kernel::linux::{Iptables, is_switched_on};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::observed::Owner;
-use crate::plan::{InvalidPrefix, Names, NodeFacts};
+use crate::plan::{InvalidPrefix, Names, NodeFacts, Table};
 use crate::probe::Probes;
 use crate::reconcile::{Progress, Reconcile};
 use crate::shared::Shared;
@@ -31,6 +31,7 @@ use crate::state::{StateError, Store};
 use crate::sync::{Greeting, Sync};
 use crate::tasks::{Ended, Tasks};
 use fairlead_proto::v1::Hello;
+use fairlead_proto::view::NodeView;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,11 +90,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), AgentE
     let names = Names::new(&config.chain_prefix)?;
     check(&config)?;
     let mode = resolve(config.mode)?;
-    let node_ip = match config.node_ip {
-        Some(ip) => ip,
-        None => route_source(&config.servers).await?,
-    };
     let (store, loaded) = Store::open(&config.state_dir)?;
+    let node_ip = node_ip(&config, &loaded.view).await?;
     let kernel: Arc<dyn Kernel> = match mode {
         Mode::DryRun => Arc::new(DryRun::default()),
         _ => Arc::new(Iptables::new(names.clone()).in_namespace(config.netns.clone())),
@@ -103,12 +101,14 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), AgentE
     blocking(move || check_owner(checked.as_ref(), &at, of)).await?;
     tracing::info!(node = config.node_name, mode = kernel.mode(), %node_ip, revision = loaded.view.revision, "agent starts");
 
+    let namespace = config.netns.clone().filter(|_| mode != Mode::DryRun);
     let facts = NodeFacts {
         node_name: config.node_name.clone(),
         node_ips: vec![node_ip],
         names,
         local_cidrs: config.cluster_cidr.or(config.pod_cidr).into_iter().collect(),
         masquerade_all: config.masquerade_all,
+        tcp_be_liberal: is_switched_on(namespace.as_deref(), "netfilter/nf_conntrack_tcp_be_liberal"),
     };
     let shared = Arc::new(Shared::new(loaded.view));
     let (progress, served) = watch::channel(Progress::default());
@@ -117,7 +117,6 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), AgentE
     let sync =
         Sync::new(greeting(&config, kernel.mode(), node_ip), shared.clone(), dataplane, (store, loaded.cluster_id));
     let probes = Probes::new(shared.clone(), sync.book(), node_ip);
-    let namespace = config.netns.clone().filter(|_| mode != Mode::DryRun);
 
     let mut tasks = Tasks::new(cancel.clone());
     tasks.spawn("reconcile", Reconcile::new(shared, kernel, facts, progress).run(cancel.clone()));
@@ -146,8 +145,13 @@ pub async fn cleanup(chain_prefix: &str) -> Result<(), AgentError> {
 /// As [`cleanup`].
 pub fn clean(kernel: &dyn Kernel, names: &Names) -> Result<(), AgentError> {
     let observed = kernel.observe()?;
-    foreign(observed.owner(names), names)?;
-    let ops = plan::diff::cleanup(&observed, names);
+    let owner = observed.owner(names);
+    foreign(owner, names)?;
+    let mut ops = plan::diff::cleanup(&observed, names);
+    if owner == Owner::Nobody {
+        // The marker goes with the nat table's other chains: some without it are a kubelet's (KUBE-MARK-MASQ).
+        ops.retain(|op| op.space().is_some_and(|space| space.table == Table::Filter));
+    }
     if !ops.is_empty() {
         kernel.execute(&ops)?;
     }
@@ -194,6 +198,22 @@ fn resolve(mode: Mode) -> Result<Mode, AgentError> {
         Mode::Iptables if root => Ok(Mode::Iptables),
         Mode::Iptables => Err(AgentError::NotRoot("mode iptables")),
         Mode::Ipvs | Mode::Nftables => Err(AgentError::Unavailable(mode)),
+    }
+}
+
+/// The node's address: as told, or by the route to a server, or (a server's name may be resolved by the very services
+/// that this agent keeps) as the last view has it.
+async fn node_ip(config: &Config, view: &NodeView) -> Result<IpAddr, AgentError> {
+    if let Some(ip) = config.node_ip {
+        return Ok(ip);
+    }
+    let known = view.nodes.get(&config.node_name).and_then(|node| node.addresses.first()?.parse().ok());
+    match (route_source(&config.servers).await, known) {
+        (Err(error), Some(ip)) => {
+            tracing::warn!(%error, %ip, "taking the address that this node had before");
+            Ok(ip)
+        }
+        (found, _) => found,
     }
 }
 
@@ -253,7 +273,8 @@ mod tests {
     use super::*;
     use crate::kernel::model::Model;
     use crate::plan::observed::Line;
-    use crate::plan::{Family, Space, Table};
+    use crate::plan::{Family, Space, compile, diff};
+    use fairlead_proto::v1::{NodeDelta, NodeItem};
 
     fn names() -> Names {
         Names::new("KUBE").unwrap()
@@ -274,6 +295,50 @@ mod tests {
         assert!(check_owner(&model, &Names::new("FLEAD").unwrap(), false).is_ok());
         model.tamper(|tables| tables.observed.canary = true);
         assert!(check_owner(&model, &names(), true).is_err());
+    }
+
+    #[test]
+    fn cleanup_without_our_marker_leaves_a_kubelets_chains() {
+        let model = Model::default();
+        let nat = Space::new(Family::V4, Table::Nat);
+        let kubelets = |chain: &str, text: &str| (chain.to_owned(), vec![Line { rule: None, text: text.into() }]);
+        model.tamper(|tables| {
+            tables.observed.chains.entry(nat).or_default().extend([
+                kubelets("KUBE-MARK-MASQ", "-j MARK --set-xmark 0x4000/0x4000"),
+                kubelets("KUBE-POSTROUTING", "-j MASQUERADE"),
+                kubelets("POSTROUTING", "-j KUBE-POSTROUTING"),
+            ]);
+        });
+        let before = model.tables();
+        // What a cleanup that was killed between the tables leaves.
+        let facts = NodeFacts {
+            node_name: "n".into(),
+            node_ips: Vec::new(),
+            names: names(),
+            local_cidrs: Vec::new(),
+            masquerade_all: false,
+            tcp_be_liberal: false,
+        };
+        let mut ops = diff::diff(&before.observed, &compile(&NodeView::default(), &facts), diff::Style::Edit);
+        ops.retain(|op| op.space().is_some_and(|space| space.table == Table::Filter));
+        model.execute(&ops).unwrap();
+        assert_ne!(model.tables(), before);
+        clean(&model, &names()).unwrap();
+        let left = model.tables().observed;
+        assert_eq!(left.chains[&nat], before.observed.chains[&nat]);
+        assert!(left.chains[&Space::new(Family::V4, Table::Filter)].keys().all(|chain| !names().owns(chain)));
+    }
+
+    #[tokio::test]
+    async fn the_nodes_address_is_the_last_views_if_no_server_can_be_resolved() {
+        let config =
+            Config { node_name: "n".into(), servers: vec!["no.such.host.invalid:1".into()], ..Config::default() };
+        let mut view = NodeView::default();
+        let said = node_ip(&config, &view).await.unwrap_err().to_string();
+        assert!(said.contains("--node-ip"), "{said}");
+        let node = NodeItem { name: "n".into(), addresses: vec!["192.0.2.9".into()], ..NodeItem::default() };
+        view.fold(&NodeDelta { to: 1, upsert_nodes: vec![node], ..NodeDelta::default() }).unwrap();
+        assert_eq!(node_ip(&config, &view).await.unwrap(), IpAddr::from([192, 0, 2, 9]));
     }
 
     #[tokio::test]

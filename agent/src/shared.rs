@@ -21,6 +21,8 @@ struct Inner {
     for_rules: Touched,
     /// What the probes haven't looked at.
     for_probes: Touched,
+    /// Folded and not announced: it may not be on the disk yet, so no rule is made of it.
+    unannounced: bool,
 }
 
 /// A change of this node's pods: `None` = it is gone.
@@ -31,7 +33,7 @@ impl Shared {
     #[must_use]
     pub fn new(view: NodeView) -> Self {
         let all = Touched { all: true, ..Touched::default() };
-        let inner = Inner { view, for_rules: all.clone(), for_probes: all };
+        let inner = Inner { view, for_rules: all.clone(), for_probes: all, unannounced: false };
         Self { inner: Mutex::new(inner), version: watch::Sender::new(0) }
     }
 
@@ -48,6 +50,7 @@ impl Shared {
     /// [`FoldError`]; the view is then gone and must be asked for anew.
     pub fn fold(&self, parts: &[NodeDelta]) -> Result<(), FoldError> {
         let mut inner = self.lock();
+        inner.unannounced = true;
         for part in parts {
             match inner.view.fold(part) {
                 Ok(touched) => {
@@ -65,6 +68,7 @@ impl Shared {
 
     /// Wakes the reconciler and the probes. The answer numbers the announcements.
     pub fn announce(&self) -> u64 {
+        self.lock().unannounced = false;
         self.version.send_modify(|version| *version += 1);
         *self.version.borrow()
     }
@@ -80,10 +84,10 @@ impl Shared {
         look(&self.lock().view)
     }
 
-    /// Looks at the view and at what was touched since the last look; `None` if there is no view.
+    /// Looks at the view and at what was touched since the last look; `None` if there is no announced view.
     pub fn take_for_rules<T>(&self, look: impl FnOnce(&NodeView, Touched) -> T) -> Option<T> {
         let mut inner = self.lock();
-        if inner.view.revision == 0 {
+        if inner.view.revision == 0 || inner.unannounced {
             return None;
         }
         let touched = std::mem::take(&mut inner.for_rules);
@@ -116,4 +120,18 @@ fn merge(into: &mut Touched, from: &Touched) {
     into.nodes |= from.nodes;
     into.services.extend(from.services.iter().cloned());
     into.pods.extend(from.pods.iter().cloned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_that_may_not_be_on_disk_is_not_programmed() {
+        let shared = Shared::new(NodeView::default());
+        shared.fold(&[NodeDelta { to: 1, ..NodeDelta::default() }]).unwrap();
+        assert_eq!(shared.take_for_rules(|view, _| view.revision), None);
+        shared.announce();
+        assert_eq!(shared.take_for_rules(|view, _| view.revision), Some(1));
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! A step costs O(delta). It is in the file before the kernel serves it, so an agent that is killed and starts again
 //! never takes its kernel back in time. What can't be read is reported and left behind: the servers have it all.
+//! INVARIANT: the log holds whole steps that follow the snapshot; after a failed write it is closed until a snapshot
+//! takes its place.
 
 use fairlead_proto::v1::NodeDelta;
 use fairlead_proto::view::NodeView;
@@ -74,21 +76,25 @@ impl Store {
             tracing::error!(path = shown, %error, "the last view can't be read; starting without one until a server sends it");
             Loaded::default()
         });
-        store.write(&snapshot(&loaded.cluster_id, &loaded.view)).map_err(failed)?;
+        if let Err(error) = store.write(&snapshot(&loaded.cluster_id, &loaded.view)) {
+            // A full disk keeps no node from being programmed.
+            tracing::error!(path = shown, %error, "the view can't be saved: make room there, or choose another --state-dir");
+        }
         Ok((store, loaded))
     }
 
     /// Appends one step's parts. `false`: the log has grown so large that a new snapshot is due.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's. Half a step may then be at the log's end, so nothing is appended before the next [`Store::write`].
     pub fn append(&mut self, parts: &[NodeDelta]) -> io::Result<bool> {
         let mut bytes = Vec::new();
         for part in parts {
             push_record(&mut bytes, &part.encode_to_vec());
         }
-        let log = self.log.as_mut().ok_or_else(|| io::Error::other("the log isn't open"))?;
+        let mut log = self.log.take().ok_or_else(|| io::Error::other("the log isn't open"))?;
         log.write_all(&bytes)?;
+        self.log = Some(log);
         self.log_bytes += bytes.len() as u64;
         Ok(self.log_bytes <= LOG_BYTES.max(self.snapshot_bytes))
     }
@@ -102,9 +108,9 @@ impl Store {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        self.log = None;
         std::fs::rename(&temporary, &path)?;
         File::open(&self.directory)?.sync_all()?;
-        self.log = None;
         self.log = Some(File::create(self.directory.join(LOG))?);
         self.log_bytes = 0;
         self.snapshot_bytes = bytes.len() as u64;
@@ -123,29 +129,37 @@ impl Store {
         let delta = NodeDelta::decode(record).map_err(|error| damaged(&error.to_string()))?;
         let mut view = NodeView::default();
         view.fold(&delta).map_err(|error| damaged(&error.to_string()))?;
-        self.replay(&mut view)?;
-        Ok(Loaded { cluster_id, view })
+        let bytes = read(&self.directory.join(LOG)).unwrap_or_else(|error| {
+            tracing::error!(%error, "the deltas since the last snapshot can't be read");
+            None
+        });
+        let bytes = bytes.unwrap_or_default();
+        Ok(Loaded { cluster_id, view: replay(view, &steps(&bytes)) })
     }
+}
 
-    /// Folds the log's whole steps; what a kill cut off, or a snapshot made needless, ends it.
-    fn replay(&self, view: &mut NodeView) -> io::Result<()> {
-        let bytes = read(&self.directory.join(LOG))?.unwrap_or_default();
-        let mut rest = bytes.as_slice();
-        let mut parts = Vec::new();
-        while let Some(part) = take_record(&mut rest).and_then(|record| NodeDelta::decode(record).ok()) {
-            let last = !part.more;
-            parts.push(part);
-            if !last {
-                continue;
-            }
-            let mut next = view.clone();
-            if parts.iter().any(|part| next.fold(part).is_err()) {
-                break;
-            }
-            *view = next;
-            parts.clear();
+/// The log's whole steps; what a kill cut off ends them.
+fn steps(bytes: &[u8]) -> Vec<Vec<NodeDelta>> {
+    let mut rest = bytes;
+    let (mut steps, mut parts) = (Vec::new(), Vec::new());
+    while let Some(part) = take_record(&mut rest).and_then(|record| NodeDelta::decode(record).ok()) {
+        let last = !part.more;
+        parts.push(part);
+        if last {
+            steps.push(std::mem::take(&mut parts));
         }
-        Ok(())
+    }
+    steps
+}
+
+/// Folds steps as far as they fit: a snapshot may have made them needless.
+fn replay(snapshot: NodeView, steps: &[Vec<NodeDelta>]) -> NodeView {
+    let mut view = snapshot.clone();
+    let misfit = steps.iter().position(|parts| parts.iter().any(|part| view.fold(part).is_err()));
+    match misfit {
+        None => view,
+        // The misfit may have left half of itself in the view. Fewer steps fit each time, and those before it did.
+        Some(index) => replay(snapshot, &steps[..index]),
     }
 }
 
@@ -255,6 +269,51 @@ mod tests {
         assert_eq!(services(directory.path()).1, 3);
         std::fs::write(directory.path().join(LOG), log).unwrap();
         assert_eq!(services(directory.path()), ("c1".into(), 3, 4));
+    }
+
+    #[test]
+    fn a_failed_append_leaves_no_gap_in_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        filled(directory.path());
+        let (mut store, loaded) = Store::open(directory.path()).unwrap();
+        // A disk that takes nothing more: here, a log that is open for reading only.
+        store.log = Some(File::open(directory.path().join(LOG)).unwrap());
+        assert!(store.append(&[delta(Some(3), 4, "e")]).is_err());
+        assert!(store.append(&[delta(Some(4), 5, "f")]).is_err(), "not behind the gap, though there may be room again");
+        let mut view = loaded.view;
+        view.fold(&delta(Some(3), 4, "e")).unwrap();
+        view.fold(&delta(Some(4), 5, "f")).unwrap();
+        store.write(&snapshot("c1", &view)).unwrap();
+        assert!(store.append(&[delta(Some(5), 6, "g")]).unwrap());
+        drop(store);
+        assert_eq!(services(directory.path()), ("c1".into(), 6, 7));
+    }
+
+    #[test]
+    fn a_directory_that_takes_no_snapshot_keeps_no_agent_from_starting() {
+        let directory = tempfile::tempdir().unwrap();
+        filled(directory.path());
+        std::fs::create_dir(directory.path().join("view.tmp")).unwrap();
+        let (mut store, loaded) = Store::open(directory.path()).unwrap();
+        assert_eq!(loaded.view.revision, 3);
+        assert!(store.append(&[delta(Some(3), 4, "e")]).is_err());
+        std::fs::remove_dir(directory.path().join("view.tmp")).unwrap();
+        store.write(&snapshot("c1", &loaded.view)).unwrap();
+        assert!(store.append(&[delta(Some(3), 4, "e")]).unwrap());
+    }
+
+    #[test]
+    fn a_step_that_does_not_fit_ends_the_log_and_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        filled(directory.path());
+        let (mut store, _) = Store::open(directory.path()).unwrap();
+        assert!(store.append(&[delta(Some(3), 4, "e")]).unwrap());
+        let mut wrong = delta(Some(4), 5, "f");
+        wrong.digest = vec![1; 32];
+        assert!(store.append(&[wrong]).unwrap());
+        assert!(store.append(&[delta(Some(5), 6, "g")]).unwrap());
+        drop(store);
+        assert_eq!(services(directory.path()), ("c1".into(), 4, 5));
     }
 
     #[test]

@@ -36,6 +36,8 @@ const PARTS: usize = 100_000;
 /// Largest message taken from a server.
 const MESSAGE_BYTES: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Least time that a server gets to answer a Hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,9 @@ pub enum StreamEnd {
     /// The server closed it without a word.
     #[error("stream closed")]
     Closed,
+    /// The server is there, and doesn't answer.
+    #[error("no answer to Hello within {} s", .0.as_secs())]
+    Mute(Duration),
     /// The server belongs to another cluster.
     #[error(
         "this node belongs to cluster {ours}, the server to cluster {theirs}: point the agent at its own servers, or remove its state directory"
@@ -166,7 +171,10 @@ impl Sync {
         let mut line = Line { outbound, owed: None, failed: None };
         line.send(agent_message::Kind::Hello(hello)).await?;
         let mut client = NodeSyncClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
-        let mut inbound = client.sync(ReceiverStream::new(messages)).await?.into_inner();
+        // It may have to find its leader first; but one that is stuck keeps its connection open and says nothing.
+        let limit = patience(&self.greeting.hello).max(HELLO_TIMEOUT);
+        let answer = tokio::time::timeout(limit, client.sync(ReceiverStream::new(messages))).await;
+        let mut inbound = answer.map_err(|_| StreamEnd::Mute(limit))??.into_inner();
         let mut heartbeat =
             tokio::time::interval(Duration::from_secs(u64::from(self.greeting.hello.renew_seconds.max(1))));
         let mut parts = Vec::new();
@@ -318,10 +326,14 @@ fn is_refusal(end: &StreamEnd) -> bool {
     matches!(end, StreamEnd::Status(status) if matches!(status.code(), FailedPrecondition | InvalidArgument | PermissionDenied | Unauthenticated))
 }
 
+/// A server that vanished without a word is noticed well within the grace.
+fn patience(hello: &Hello) -> Duration {
+    Duration::from_secs(u64::from(hello.grace_seconds / 2).clamp(2, 20))
+}
+
 async fn connect(server: &str, hello: &Hello) -> Result<Channel, StreamEnd> {
     let uri = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
-    // A server that vanished without a word is noticed well within the grace.
-    let patience = Duration::from_secs(u64::from(hello.grace_seconds / 2).clamp(2, 20));
+    let patience = patience(hello);
     let endpoint = Endpoint::from_shared(uri)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)

@@ -391,6 +391,37 @@ fn cleanup_removes_ours_alone(net: &Net, (flavor, name): (Flavor, &str)) {
     assert_eq!(net.dump(name), before);
 }
 
+/// The rules went in, and then a later table was refused: nobody would find these flows stale again.
+#[test]
+fn flows_are_forgotten_though_another_table_is_refused() {
+    let net = Net::build("i");
+    let mut plane = Plane::start(net.iptables(Flavor::Nft), &[dns(&PODS[..1])]);
+    let socket = net.inside("out", || UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let ask = || {
+        let mut buffer = [0; 64];
+        socket.send_to(b"?", "10.96.0.53:53").unwrap();
+        socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    assert_eq!(ask().unwrap(), "pod1");
+    let changes = plane.desired.changes_to(&compile(&view(&[dns(&PODS[1..])]), &facts()));
+    assert!(plane.desired.apply(&changes));
+    let mut ops = step(&changes, &facts());
+    ops.insert(
+        0,
+        fairlead_agent::plan::Op::Delete {
+            space: fairlead_agent::plan::Space::new(
+                fairlead_agent::plan::Family::V6,
+                fairlead_agent::plan::Table::Filter,
+            ),
+            chain: "INPUT".into(),
+            line: fairlead_agent::plan::Rule::commented("not there").into(),
+        },
+    );
+    plane.kernel.execute(&ops).unwrap_err();
+    assert_eq!(ask().unwrap(), "pod2");
+}
+
 #[test]
 fn packets_nft() {
     packets_go_where_the_services_say(&Net::build("a"), Flavor::Nft);

@@ -150,6 +150,17 @@ fn without_a_known_pod_network_only_hairpins_are_masqueraded() {
 }
 
 #[test]
+fn invalid_packets_are_dropped_unless_the_kernel_is_liberal() {
+    let forward = |tcp_be_liberal| {
+        let desired = compile(&view(&[]), &NodeFacts { tcp_be_liberal, ..facts("node1") });
+        let text = restore::render(&diff(&Tables::default().observed, &desired, Style::Edit), Family::V4);
+        text.lines().filter(|line| line.starts_with("-A KUBE-FORWARD")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(forward(false)[0], "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP");
+    assert_eq!(forward(true), forward(false)[1..]);
+}
+
+#[test]
 fn ports_and_protocols_are_kept_apart() {
     let item = service("dns", "10.96.0.53", &["dns:53/UDP", "dns-tcp:53/TCP", "sig:9/SCTP"]);
     let tables = programmed(

@@ -158,6 +158,20 @@ async fn the_next_server_continues_where_the_last_one_left() {
 }
 
 #[tokio::test]
+async fn a_server_that_never_answers_is_left_for_the_next() {
+    let mute = common::server::mute().await;
+    let (address, mut streams) = server().await;
+    let state = tempfile::tempdir().unwrap();
+    // Whichever comes first, the mute one would hold the agent at the second attempt at the latest.
+    let agent = Agent::start(&[&mute, &address], state.path());
+    for _ in 0..2 {
+        let stream = stream(&mut streams).await;
+        stream.send(server_message::Kind::Goodbye(Goodbye::default())).await;
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn the_next_agent_on_this_node_continues_too() {
     let (address, mut streams) = server().await;
     let state = tempfile::tempdir().unwrap();

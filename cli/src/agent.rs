@@ -37,6 +37,9 @@ pub struct AgentArgs {
     /// Addresses of this node's pods
     #[arg(long, env = "FAIRLEAD_POD_CIDR")]
     pod_cidr: Option<IpNet>,
+    /// Masquerade all traffic to ClusterIPs
+    #[arg(long, env = "FAIRLEAD_MASQUERADE_ALL")]
+    masquerade_all: bool,
     /// Seconds between lease renewals [default: 10]
     #[arg(long, env = "FAIRLEAD_RENEW_SECONDS")]
     renew_seconds: Option<u32>,
@@ -44,7 +47,7 @@ pub struct AgentArgs {
     #[arg(long, env = "FAIRLEAD_GRACE_SECONDS")]
     grace_seconds: Option<u32>,
     /// Prefix of all chains; another one lives beside a kube-proxy [default: KUBE]
-    #[arg(long, env = "FAIRLEAD_CHAIN_PREFIX")]
+    #[arg(long, global = true, env = "FAIRLEAD_CHAIN_PREFIX")]
     chain_prefix: Option<String>,
     /// Labels of this node: key=value,…
     #[arg(long, env = "FAIRLEAD_NODE_LABELS")]
@@ -68,7 +71,7 @@ enum AgentCommand {
 
 /// Runs until a signal; stopping removes no rule.
 pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
-    let _telemetry = telemetry::start("info")?;
+    let _telemetry = telemetry::start(telemetry::USUAL)?;
     let file: AgentArgs = match &global.config {
         Some(path) => settings::read(path)?,
         None => AgentArgs::default(),
@@ -117,6 +120,7 @@ fn configure(global: &Global, args: AgentArgs, file: AgentArgs) -> anyhow::Resul
         chain_prefix: args.chain_prefix.or(file.chain_prefix).unwrap_or(defaults.chain_prefix),
         cluster_cidr: args.cluster_cidr.or(file.cluster_cidr),
         pod_cidr: args.pod_cidr.or(file.pod_cidr),
+        masquerade_all: args.masquerade_all || file.masquerade_all,
         labels: labels(args.node_labels.or(file.node_labels).as_deref().unwrap_or_default())?,
         ..defaults
     })

@@ -54,6 +54,20 @@ pub enum Op {
     Forget(Flows),
 }
 
+impl Op {
+    /// The table that it changes; `None`: flows are in none.
+    #[must_use]
+    pub fn space(&self) -> Option<Space> {
+        match self {
+            Self::Set { space, .. }
+            | Self::Insert { space, .. }
+            | Self::Delete { space, .. }
+            | Self::Drop { space, .. } => Some(*space),
+            Self::Forget(_) => None,
+        }
+    }
+}
+
 /// How `diff` changes a shared chain that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -174,7 +188,7 @@ impl<'a> Wanted<'a> {
         if !desired.uses(space.family) {
             return wanted;
         }
-        wanted.chains = fixed(space, names);
+        wanted.chains = fixed(space, &desired.facts);
         wanted.jumps = jumps(space.table, names);
         for shared in Shared::ALL.into_iter().filter(|shared| shared.table() == space.table) {
             wanted.entries.insert(shared.chain(names), (BTreeSet::new(), shared.tail(names, space.family)));

@@ -128,7 +128,8 @@ pub fn service(view: &ServiceView, facts: &NodeFacts, zone: &str) -> ServiceRule
 
 /// Chains that are there whatever the services, in full.
 #[must_use]
-pub fn fixed(space: Space, names: &Names) -> BTreeMap<String, Vec<Rule>> {
+pub fn fixed(space: Space, facts: &NodeFacts) -> BTreeMap<String, Vec<Rule>> {
+    let names = &facts.names;
     let marked = Some((MASQUERADE_MARK, MASQUERADE_MARK, false));
     match space.table {
         Table::Nat => BTreeMap::from([
@@ -147,20 +148,18 @@ pub fn fixed(space: Space, names: &Names) -> BTreeMap<String, Vec<Rule>> {
                 ],
             ),
         ]),
-        Table::Filter => BTreeMap::from([(
-            names.forward(),
-            vec![
-                // A packet that conntrack can't place would pass with its pod's address and make the peer reset.
-                Rule { states: Some(States { invalid: true, ..States::default() }), ..Rule::default() }
-                    .to(Target::Drop),
-                Rule { mark: marked, ..Rule::commented("kubernetes forwarding rules") }.to(Target::Accept),
-                Rule {
-                    states: Some(States { related: true, established: true, ..States::default() }),
-                    ..Rule::commented("kubernetes forwarding conntrack rule")
-                }
-                .to(Target::Accept),
-            ],
-        )]),
+        Table::Filter => {
+            // A packet that conntrack can't place would pass with its pod's address and make the peer reset.
+            let invalid = Rule { states: Some(States { invalid: true, ..States::default() }), ..Rule::default() };
+            let mut rules = Vec::from_iter((!facts.tcp_be_liberal).then(|| invalid.to(Target::Drop)));
+            rules.push(Rule { mark: marked, ..Rule::commented("kubernetes forwarding rules") }.to(Target::Accept));
+            let known = Rule {
+                states: Some(States { related: true, established: true, ..States::default() }),
+                ..Rule::commented("kubernetes forwarding conntrack rule")
+            };
+            rules.push(known.to(Target::Accept));
+            BTreeMap::from([(names.forward(), rules)])
+        }
     }
 }
 

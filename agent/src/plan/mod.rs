@@ -114,6 +114,9 @@ pub struct NodeFacts {
     pub local_cidrs: Vec<IpNet>,
     /// Masquerade everything that goes to a ClusterIP.
     pub masquerade_all: bool,
+    /// The kernel takes TCP packets outside the window for valid (`nf_conntrack_tcp_be_liberal`): then none is dropped as
+    /// invalid, as kube-proxy does.
+    pub tcp_be_liberal: bool,
 }
 
 impl NodeFacts {

@@ -13,18 +13,8 @@ const HASH_CHARS: usize = 16;
 /// Longest prefix: `-SVC-` and the hash must fit behind it.
 const PREFIX_CHARS: usize = CHAIN_BYTES - HASH_CHARS - "-SVC-".len();
 
-const FIXED: [&str; 9] = [
-    "SERVICES",
-    "NODEPORTS",
-    "POSTROUTING",
-    "MARK-MASQ",
-    "EXTERNAL-SERVICES",
-    "FORWARD",
-    "PROXY-FIREWALL",
-    "FAIRLEAD",
-    // Made by old kube-proxies only; ours too if we hold the prefix.
-    "MARK-DROP",
-];
+const FIXED: [&str; 8] =
+    ["SERVICES", "NODEPORTS", "POSTROUTING", "MARK-MASQ", "EXTERNAL-SERVICES", "FORWARD", "PROXY-FIREWALL", "FAIRLEAD"];
 const HASHED: [&str; 5] = ["SVC", "SVL", "EXT", "FW", "SEP"];
 
 /// A chain prefix that can't be used.
@@ -209,6 +199,7 @@ mod tests {
         }
         for other in [
             "KUBE-FIREWALL",
+            "KUBE-MARK-DROP",
             "KUBE-KUBELET-CANARY",
             "KUBE-PROXY-CANARY",
             "KUBE-SVC-short",

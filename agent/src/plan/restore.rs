@@ -5,7 +5,7 @@
 //! meets neither. INVARIANT: only ever `:chain`, `-A`, `-I`, `-D`, `-X` of what the ops name.
 
 use crate::plan::diff::Op;
-use crate::plan::{Family, Space, Table};
+use crate::plan::{Family, Table};
 use std::fmt::Write as _;
 
 /// Rules and chain lines of one transaction.
@@ -29,7 +29,7 @@ impl Block {
 pub fn render(ops: &[Op], family: Family) -> String {
     let (mut before, mut nat, mut after) = (Block::default(), Block::default(), Block::default());
     for op in ops {
-        let Some(space) = space(op).filter(|space| space.family == family) else {
+        let Some(space) = op.space().filter(|space| space.family == family) else {
             continue;
         };
         let removes = matches!(op, Op::Delete { .. } | Op::Drop { .. });
@@ -45,15 +45,6 @@ pub fn render(ops: &[Op], family: Family) -> String {
     nat.write(Table::Nat, &mut text);
     after.write(Table::Filter, &mut text);
     text
-}
-
-fn space(op: &Op) -> Option<Space> {
-    match op {
-        Op::Set { space, .. } | Op::Insert { space, .. } | Op::Delete { space, .. } | Op::Drop { space, .. } => {
-            Some(*space)
-        }
-        Op::Forget(_) => None,
-    }
 }
 
 fn write_op(op: &Op, block: &mut Block) {

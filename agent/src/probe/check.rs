@@ -1,7 +1,7 @@
 //! One probe: httpGet, tcpSocket or grpc, as the kubelet makes them and with its words.
 
 use bytes::Bytes;
-use fairlead_proto::v1::{Container, HttpHeader, IntOrString, int_or_string};
+use fairlead_proto::v1::{Container, ContainerPort, HttpHeader, IntOrString, int_or_string};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
@@ -130,21 +130,23 @@ fn port(container: &Container, given: Option<&IntOrString>, published: bool) -> 
         }
         None => 0,
     };
-    let host_port = container
-        .ports
-        .iter()
-        .find(|port| {
-            published
-                && port.container_port == number
-                && port.host_port != 0
-                && matches!(port.protocol.as_str(), "" | "TCP")
-        })
-        .map(|port| port.host_port);
-    let number = host_port.unwrap_or(number);
+    let number = if published { host_port(container, number)? } else { number };
     u16::try_from(number)
         .ok()
         .filter(|port| *port != 0)
         .ok_or_else(|| format!("readinessProbe port {number} is not a port number"))
+}
+
+/// Where a container's port is published. One that isn't would be somebody else's at the node's address.
+fn host_port(container: &Container, number: i32) -> Result<i32, String> {
+    let is = |port: &&ContainerPort| {
+        port.container_port == number && port.host_port != 0 && matches!(port.protocol.as_str(), "" | "TCP")
+    };
+    container.ports.iter().find(is).map(|port| port.host_port).ok_or_else(|| {
+        format!(
+            "readinessProbe port {number} is not published on the node: give it a hostPort, or the pod a status.podIP"
+        )
+    })
 }
 
 fn headers(given: &[HttpHeader], authority: &str) -> Result<HeaderMap, String> {
@@ -232,7 +234,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fairlead_proto::v1::{ContainerPort, ExecAction, GrpcAction, HttpGetAction, Probe, TcpSocketAction};
+    use fairlead_proto::v1::{ExecAction, GrpcAction, HttpGetAction, Probe, TcpSocketAction};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -371,7 +373,10 @@ mod tests {
         assert_eq!(check(name("http"), false), Ok(80));
         assert_eq!(check(name("http"), true), Ok(8080));
         assert_eq!(check(number(80), true), Ok(8080));
-        assert_eq!(check(name("admin"), true), Ok(81));
+        assert!(
+            check(name("admin"), true).unwrap_err().contains("81 is not published"),
+            "the node's port 81 is another's"
+        );
         assert_eq!(check(name("8443"), false), Ok(8443));
         assert!(check(name("nope"), false).unwrap_err().contains("nope"));
         assert!(check(None, false).is_err());

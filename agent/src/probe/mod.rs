@@ -94,6 +94,8 @@ impl Probes {
             None => {
                 // The same incarnation with another spec keeps what is known of it.
                 let known = self.watched.get(name).filter(|old| old.face.uid == face.uid).and_then(Watched::ready);
+                // Ended before the next one speaks, whose words these would undo.
+                self.watched.remove(name);
                 let watched = Watched::start(pod, face, (known, delay, self.book.clone()));
                 self.watched.insert(name.clone(), watched);
             }

@@ -84,7 +84,7 @@ impl Watched {
         let containers: Vec<Container> =
             counted(&face.spec).filter(|one| one.readiness_probe.is_some()).cloned().collect();
         let states = containers.iter().map(|one| State::new(&one.name, believed)).collect();
-        let word = Arc::new(Word { book, inner: Mutex::new(Inner { first, states, terminated: false }) });
+        let word = Arc::new(Word { book, inner: Mutex::new(Inner { first, states, terminated: false, ended: false }) });
         let mut workers = JoinSet::new();
         for (index, container) in containers.into_iter().enumerate() {
             let check = Check::plan(&container, face.address.ip().map(|ip| (ip, publishes(&face))));
@@ -132,6 +132,12 @@ impl Watched {
     }
 }
 
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.word.lock().ended = true;
+    }
+}
+
 fn states_empty(word: &Word) -> bool {
     word.lock().states.is_empty()
 }
@@ -161,6 +167,8 @@ struct Inner {
     first: PodReadiness,
     states: Vec<State>,
     terminated: bool,
+    /// The watch ended: a worker that is still at it has nothing to say any more.
+    ended: bool,
 }
 
 struct State {
@@ -181,9 +189,12 @@ impl Word {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what the states amount to.
+    /// Writes what the states amount to, under the lock: of two workers, the later one has the last word.
     fn speak(&self) {
         let inner = self.lock();
+        if inner.ended {
+            return;
+        }
         let unready: Vec<&State> = inner.states.iter().filter(|state| !state.ready).collect();
         let mut word = PodReadiness { ready: unready.is_empty(), ..inner.first.clone() };
         if inner.terminated {
@@ -196,8 +207,8 @@ impl Word {
             word.reason = "ContainersNotReady".to_owned();
             word.message = shortened(texts.join("; "));
         }
-        drop(inner);
         self.book.write(word);
+        drop(inner);
     }
 }
 
@@ -303,6 +314,20 @@ mod tests {
         assert_eq!(Face::of(&pod, node).address, Address::Node(node));
         pod.status.get_or_insert_default().pod_ip = "10.244.1.2".into();
         assert_eq!(Face::of(&pod, node).address, Address::Own([10, 244, 1, 2].into()));
+    }
+
+    #[tokio::test]
+    async fn an_ended_watch_has_no_late_word() {
+        let (pod, book) = (Pod::default(), Arc::new(Book::default()));
+        let face = Face::of(&pod, IpAddr::from([10, 0, 0, 1]));
+        let watched = Watched::start(&pod, face, (None, Duration::ZERO, book.clone()));
+        let word = watched.word.clone();
+        assert_eq!(book.take(9).len(), 1);
+        drop(watched);
+        // As a worker would that was at it when its watch ended.
+        word.lock().terminated = true;
+        word.speak();
+        assert_eq!(book.take(9), []);
     }
 
     #[test]

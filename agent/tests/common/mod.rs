@@ -15,6 +15,7 @@ pub fn facts(node: &str) -> NodeFacts {
         names: Names::new("KUBE").unwrap(),
         local_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
         masquerade_all: false,
+        tcp_be_liberal: false,
     }
 }
 

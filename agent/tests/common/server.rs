@@ -112,6 +112,24 @@ pub async fn server() -> (String, mpsc::Receiver<Stream>) {
     (address, received)
 }
 
+/// A server that takes streams, keeps their connections alive, and never answers.
+pub async fn mute() -> String {
+    struct Mute;
+    #[tonic::async_trait]
+    impl NodeSync for Mute {
+        type SyncStream = ReceiverStream<Result<ServerMessage, Status>>;
+
+        async fn sync(&self, _: Request<Streaming<AgentMessage>>) -> Result<Response<Self::SyncStream>, Status> {
+            std::future::pending().await
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serving = tonic::transport::Server::builder().add_service(NodeSyncServer::new(Mute));
+    tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
 pub async fn stream(streams: &mut mpsc::Receiver<Stream>) -> Stream {
     tokio::time::timeout(PATIENCE, streams.recv()).await.expect("a stream in time").unwrap()
 }

@@ -5,6 +5,7 @@ use crate::kernel::KernelError;
 use crate::kernel::linux::program;
 use crate::plan::Family;
 use crate::plan::flows::Flows;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -80,31 +81,28 @@ fn family_name(family: Family) -> &'static str {
 }
 
 /// A flow as `conntrack -L` prints it: where it was sent, and who answers.
-struct Seen<'a> {
-    destination: &'a str,
-    port: &'a str,
-    reply_source: &'a str,
-    reply_port: &'a str,
+struct Seen {
+    destination: IpAddr,
+    port: u16,
+    answered_from: SocketAddr,
 }
 
-impl<'a> Seen<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let values = |key: &'static str| line.split(' ').filter_map(move |word| word.strip_prefix(key));
+impl Seen {
+    fn parse(line: &str) -> Option<Self> {
+        let value = |key: &'static str, nth| line.split(' ').filter_map(|word| word.strip_prefix(key)).nth(nth);
         Some(Self {
-            destination: values("dst=").next()?,
-            port: values("dport=").next()?,
-            reply_source: values("src=").nth(1)?,
-            reply_port: values("sport=").nth(1)?,
+            destination: value("dst=", 0)?.parse().ok()?,
+            port: value("dport=", 0)?.parse().ok()?,
+            answered_from: SocketAddr::new(value("src=", 1)?.parse().ok()?, value("sport=", 1)?.parse().ok()?),
         })
     }
 
     fn is_in(&self, flows: &Flows) -> bool {
-        let same = |text: &str, ip: std::net::IpAddr| text.parse() == Ok(ip);
-        flows.destination.is_none_or(|ip| same(self.destination, ip))
-            && self.port.parse() == Ok(flows.port)
+        flows.destination.is_none_or(|ip| ip == self.destination)
+            && self.port == flows.port
             && flows.answered_from.is_none_or(|endpoint| {
-                same(self.reply_source, endpoint.ip())
-                    && (endpoint.port() == 0 || self.reply_port.parse() == Ok(endpoint.port()))
+                endpoint.ip() == self.answered_from.ip()
+                    && (endpoint.port() == 0 || endpoint.port() == self.answered_from.port())
             })
     }
 }

@@ -93,16 +93,19 @@ impl Kernel for Iptables {
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
+        let mut done = Ok(());
         for family in Family::ALL {
             let input = restore::render(ops, family);
             if !input.is_empty() {
                 let program = self.program(family, "restore");
-                program::run(self.namespace.as_deref(), &program, (&["--noflush", "-w", "5"], &input))?;
+                let ran = program::run(self.namespace.as_deref(), &program, (&["--noflush", "-w", "5"], &input));
+                done = done.and(ran.map(|_| ()));
             }
         }
+        // Also after a refusal: a table that took its part won't show these flows as stale again; one that refused will.
         let flows: Vec<_> =
             ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows) } else { None }).collect();
         conntrack::forget(self.namespace.as_deref(), &flows);
-        Ok(())
+        done
     }
 }

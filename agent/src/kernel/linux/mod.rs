@@ -5,4 +5,4 @@ mod iptables;
 mod program;
 
 pub use iptables::{Flavor, Iptables};
-pub use program::in_namespace;
+pub use program::{in_namespace, is_switched_on};

@@ -24,6 +24,14 @@ pub fn in_namespace<T: Send>(namespace: Option<&Path>, work: impl FnOnce() -> T 
     result.map_err(|source| KernelError::Namespace { path: path.display().to_string(), source })
 }
 
+/// A switch of the kernel's, by its path below `/proc/sys/net`: true if it is there and not 0.
+#[must_use]
+pub fn is_switched_on(namespace: Option<&Path>, path: &str) -> bool {
+    let file = Path::new("/proc/sys/net").join(path);
+    let read = in_namespace(namespace, || std::fs::read_to_string(&file));
+    matches!(read, Ok(Ok(text)) if text.trim() != "0")
+}
+
 /// Runs a program to its end, with input, and gives what it printed.
 pub(super) fn run(
     namespace: Option<&Path>,
