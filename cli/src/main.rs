@@ -41,7 +41,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => {
+            let _ = said.print();
+            // Help and version are answers; anything else is kubectl's 1 and not clap's 2.
+            return if said.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -85,7 +92,8 @@ fn signals() -> anyhow::Result<CancellationToken> {
                 _ = terminate.recv() => {}
             }
             if round > 0 {
-                std::process::exit(130);
+                // As kill -9: an orderly exit would pull RocksDB's globals from under its threads.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
             }
             token.cancel();
         }

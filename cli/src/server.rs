@@ -60,7 +60,7 @@ pub struct ServerArgs {
 
 /// Runs until a signal.
 pub async fn main(global: &Global, args: ServerArgs) -> anyhow::Result<()> {
-    let _telemetry = telemetry::start("info")?;
+    let _telemetry = telemetry::start(telemetry::USUAL)?;
     let file: ServerArgs = match &global.config {
         Some(path) => settings::read(path)?,
         None => ServerArgs::default(),

@@ -14,6 +14,9 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 const BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+/// What long-running processes log. openraft says of every step what the server says of its result.
+pub const USUAL: &str = "info,openraft=error";
+
 /// Flushes traces when dropped.
 pub struct Telemetry(Option<opentelemetry_sdk::trace::SdkTracerProvider>);
 

@@ -4,8 +4,8 @@
 # timed; the exit status is 0 only if all held. It leaves nothing behind, also after Ctrl-C.
 # Usage: demo.sh FAIRLEAD    (the binary)
 set -euo pipefail
+fairlead=$(realpath -m "${1:?usage: demo.sh FAIRLEAD}")
 cd "$(dirname "$0")"
-fairlead=$(realpath "${1:?usage: demo.sh FAIRLEAD}")
 [ -x "$fairlead" ] || { echo "demo.sh: $fairlead is not there: make build" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "demo.sh: network namespaces need root: sudo make demo" >&2; exit 1; }
 unset "${!FAIRLEAD_@}"
@@ -136,7 +136,8 @@ traffic() {
   echo "$asked $failed" > "$work/traffic-$1"
 }
 dns_code() { dig_from node1 "$@" | sed -n 's/.*status: \([A-Z]*\),.*/\1/p'; }
-dig_from() { local from=$1; shift; ns "$from" dig +tries=2 +time=2 "$@"; }
+# A dead server in resolv.conf is passed over, which dig mentions among the answers.
+dig_from() { local from=$1; shift; ns "$from" dig +tries=2 +time=2 "$@" | sed '/^;; communications error/d'; }
 
 step "three nodes, three servers, three agents, three pods"
 net_up

@@ -17,7 +17,8 @@ pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 /// A member that reaches no quorum within this is not ready.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// `/livez` and `/readyz`: alive while storage works; ready while a quorum confirms reads.
+/// `/livez` and `/readyz`: alive while storage works; ready while a quorum confirms reads and this member votes, so that
+/// the next one may be restarted.
 pub fn health(consensus: Consensus) -> Router {
     Router::new()
         .route("/livez", get(livez))
@@ -47,6 +48,9 @@ async fn livez(State(consensus): State<Consensus>) -> impl IntoResponse {
 }
 
 async fn readyz(State(consensus): State<Consensus>) -> impl IntoResponse {
+    if consensus.is_returning() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: this member lost its data and gets it back\n".to_owned());
+    }
     match tokio::time::timeout(QUORUM_TIMEOUT, consensus.read()).await {
         Ok(Ok(snapshot)) => (StatusCode::OK, format!("ok: revision {}\n", snapshot.state.revision())),
         Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {error}\n")),

@@ -108,7 +108,11 @@ pub async fn run(
 ) -> Result<(), ServerError> {
     let listeners = Listeners::open(&config).await?;
     let face = Arc::new(PeerFace::default());
-    let consensus = Consensus::start(consensus_config(&config)?, face.clone()).await?;
+    // A member without data waits for others.
+    let consensus = tokio::select! {
+        started = Consensus::start(consensus_config(&config)?, face.clone()) => started?,
+        () = cancel.cancelled() => return Ok(()),
+    };
     // Streams and listeners end first; Raft after them.
     let serving = cancel.child_token();
     let mut tasks = Tasks::new(serving.clone());

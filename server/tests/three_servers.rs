@@ -54,12 +54,31 @@ impl Drop for Cluster {
     }
 }
 
+impl Running {
+    async fn start(config: ConsensusConfig) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        loop {
+            let starting = Consensus::start(config.clone(), Arc::new(Silent));
+            match runtime.spawn(starting).await.unwrap() {
+                Ok(consensus) => return Self { consensus, runtime },
+                // The port or the database of a killed member may take a moment to be let go.
+                Err(error @ (StartError::Listen { .. } | StartError::Open(_))) => {
+                    assert!(Instant::now() < deadline, "{error}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
 impl Cluster {
     async fn start(count: usize, snapshot_entries: u64) -> Self {
         let mut cluster = Self::prepare(count, snapshot_entries);
-        for index in 0..count {
-            cluster.start_member(index).await;
-        }
+        // Each waits for a majority.
+        let all = (0..count).map(|index| Running::start(cluster.config(index)));
+        cluster.members = futures::future::join_all(all).await.into_iter().map(Some).collect();
         cluster
     }
 
@@ -92,23 +111,7 @@ impl Cluster {
     }
 
     async fn start_member(&mut self, index: usize) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        loop {
-            let starting = Consensus::start(self.config(index), Arc::new(Silent));
-            match runtime.spawn(starting).await.unwrap() {
-                Ok(consensus) => {
-                    self.members[index] = Some(Running { consensus, runtime });
-                    return;
-                }
-                // The port or the database of a killed member may take a moment to be let go.
-                Err(error @ (StartError::Listen { .. } | StartError::Open(_))) => {
-                    assert!(Instant::now() < deadline, "{error}");
-                }
-                Err(error) => panic!("{error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.members[index] = Some(Running::start(self.config(index)).await);
     }
 
     /// Hands over and stops.
@@ -403,12 +406,34 @@ async fn a_member_that_lost_its_disk_gets_everything_back_before_it_votes() {
     returned.shutdown().await;
     cluster.start_member(wiped).await;
     cluster.converge().await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while cluster.member(wiped).is_returning() {
+        assert!(Instant::now() < deadline, "it has everything back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     // It is a full member again: with it, two are enough.
     let leader = cluster.leader().await;
     let killed = if leader == wiped { stale } else { leader };
     cluster.kill_member(killed);
     assert_eq!(cluster.create(wiped, "again").await.rejection, None);
     assert!(cluster.names(wiped).await.contains(&"acknowledged".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_member_is_not_new_as_long_as_nobody_can_say_so() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    cluster.create(0, "kept").await;
+    cluster.converge().await;
+    (0..3).for_each(|index| cluster.kill_member(index));
+    cluster.wipe(1);
+    let config = cluster.config(1);
+    let wiped = tokio::spawn(Running::start(config));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!wiped.is_finished(), "it would found a cluster without what it acknowledged");
+    cluster.start_member(0).await;
+    cluster.start_member(2).await;
+    cluster.members[1] = Some(wiped.await.unwrap());
+    assert!(cluster.names(1).await.contains(&"kept".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -452,17 +477,14 @@ async fn stopping_the_leader_hands_over_and_status_says_who_leads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn members_of_different_lists_do_not_mix() {
     let mut cluster = Cluster::prepare(3, 10_000);
-    cluster.start_member(0).await;
-    cluster.start_member(1).await;
+    let (zero, one) = tokio::join!(Running::start(cluster.config(0)), Running::start(cluster.config(1)));
+    (cluster.members[0], cluster.members[1]) = (Some(zero), Some(one));
     cluster.create(0, "one").await;
     // The third one knows the others by another name.
     let mut stranger = cluster.config(2);
     stranger.initial_cluster[0].0 = "other".into();
-    let stranger = Consensus::start(stranger, Arc::new(Silent)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(stranger.local().state.revision(), 0);
-    assert_eq!(stranger.status().leader, None);
-    stranger.shutdown().await;
+    let starting = Consensus::start(stranger, Arc::new(Silent));
+    assert!(tokio::time::timeout(Duration::from_millis(1_500), starting).await.is_err(), "nobody answers it");
     assert_eq!(cluster.create(1, "two").await.rejection, None);
 }
 

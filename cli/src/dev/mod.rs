@@ -79,7 +79,7 @@ struct Plane {
 /// Runs until a signal.
 pub async fn main(_: &Global, args: DevArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let _telemetry = telemetry::start("warn")?;
+    let _telemetry = telemetry::start("warn,openraft=error")?;
     let data_dir = args.data_dir.clone().map_or_else(default_data_dir, Ok)?;
     std::fs::create_dir_all(&data_dir)
         .with_context(|| format!("can't make the data directory {}", data_dir.display()))?;

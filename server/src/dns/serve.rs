@@ -440,7 +440,8 @@ mod tests {
         assert!(message.starts_with(&format!("can't listen on {} for DNS (TCP): ", served.address)), "{message}");
         assert!(message.contains("--listen-dns"), "{message}");
         served.end().await;
-        let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // An address of its own: another test may have this port of 127.0.0.1 by TCP.
+        let taken = std::net::UdpSocket::bind("127.53.0.1:0").unwrap();
         let message = Listeners::open(taken.local_addr().unwrap()).err().unwrap().to_string();
         assert!(message.contains("for DNS (UDP): "), "{message}");
         let elsewhere = Listeners::open("192.0.2.1:0".parse().unwrap()).err().unwrap().to_string();

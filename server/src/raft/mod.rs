@@ -24,6 +24,7 @@ use peers::Peers;
 use read::Rounds;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,8 @@ struct Inner {
     slots: Semaphore,
     failure: watch::Sender<Option<String>>,
     cancel: CancellationToken,
+    /// It lost its data and doesn't vote yet.
+    returning: Arc<AtomicBool>,
     held: Held,
     #[cfg(test)]
     database: std::sync::Weak<crate::storage::Database>,
@@ -122,6 +125,12 @@ impl Consensus {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             voters: metrics.membership_config.membership().voter_ids().collect(),
         }
+    }
+
+    /// This member lost its data and does not vote before it has it back.
+    #[must_use]
+    pub fn is_returning(&self) -> bool {
+        self.inner.returning.load(Ordering::Acquire)
     }
 
     /// Every member: as it told its addresses, or as the founding list has it.

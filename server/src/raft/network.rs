@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tonic::transport::Channel;
 
+/// Pause before a member that could not be reached is dialled again.
+const DIAL_AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
 /// Bytes of one snapshot chunk.
 const CHUNK: usize = 1024 * 1024;
 /// Time without an answer to what was sent after which a replication stream is given up and opened anew.
@@ -223,13 +225,16 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 count.fetch_add(1, Ordering::Relaxed);
                 append_request(&rpc, header.clone())
             });
-            let answers = Answers {
-                stream: self.call(&option, client.append(requests)).await?,
-                sent,
-                received: 0,
-                peers: self.peers.clone(),
-                target: self.target,
+            let stream = match self.call(&option, client.append(requests)).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    // openraft backs off within the stream's requests only: without a pause here, a member that is
+                    // down would be dialled thousands of times a second.
+                    tokio::time::sleep(DIAL_AGAIN).await;
+                    return Err(error);
+                }
             };
+            let answers = Answers { stream, sent, received: 0, peers: self.peers.clone(), target: self.target };
             let results = futures::stream::unfold(Some(answers), |answers| async { answers?.next().await });
             Ok(Box::pin(results) as BoxStream<'s, _>)
         })

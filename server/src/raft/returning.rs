@@ -1,5 +1,8 @@
 //! The return of a member that lost its data: a known member whose directory is empty.
 //!
+//! An empty directory alone doesn't tell it from a new member: it is new only if, with itself, a majority says that it
+//! does not know it. Whoever could have been asked to found the cluster in vain is asked again, for as long as it takes.
+//!
 //! It has forgotten what it voted for and what it acknowledged, and either may have been decisive. So, before it takes
 //! part, it hears from so many others that every quorum it may have completed is among them, and keeps to their highest
 //! vote: no older leader can count on it. It is then fed like any follower, but neither votes nor stands for election
@@ -15,7 +18,7 @@ use futures::StreamExt as _;
 use openraft::storage::RaftLogStorage as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Time for another member to say what it remembers.
@@ -38,9 +41,8 @@ pub(super) async fn prepare(
     if !storage.pristine {
         return Ok(());
     }
-    let known = |(_, answer): (u64, RecallResponse)| answer.known;
-    if !storage.returning && !ask(peers).await.into_iter().any(known) {
-        return Ok(()); // Nobody knows it: it is new.
+    if !storage.returning && is_new(peers, config.initial_cluster.len()).await {
+        return Ok(());
     }
     let failed = |error: std::io::Error| StartError::Raft(error.to_string());
     storage.set_returning().await.map_err(failed)?;
@@ -51,6 +53,30 @@ pub(super) async fn prepare(
         storage.log.save_vote(&vote).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// Whether this member, which has no data, never had any. Waits until a majority, itself included, has said so or
+/// somebody knows it: members that are away may remember what it acknowledged.
+async fn is_new(peers: &Arc<Peers>, members: usize) -> bool {
+    let quorum = members / 2 + 1;
+    for round in 0_u32.. {
+        let answers = ask(peers).await;
+        if answers.iter().any(|(_, answer)| answer.known) {
+            return false;
+        }
+        if answers.len() + 1 >= quorum {
+            break;
+        }
+        if round % SAY_AGAIN == SAY_AGAIN - 1 {
+            tracing::warn!(
+                "the data directory is empty: this member waits for {} of the other members, to learn whether it is new or has lost its data; {} answer: are they running, with the same --initial-cluster?",
+                quorum - 1,
+                answers.len()
+            );
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    true
 }
 
 /// The highest vote of so many others that no quorum with this member is without one of them.
@@ -98,7 +124,7 @@ async fn ask(peers: &Arc<Peers>) -> Vec<(u64, RecallResponse)> {
 
 impl Consensus {
     /// Waits until this member holds all that was committed when it came back; then it votes again.
-    pub(super) async fn come_back(self, returning: Arc<AtomicBool>, ended: EndOfReturn) {
+    pub(super) async fn come_back(self, ended: EndOfReturn) {
         tracing::warn!("this member lost its data; it gets it back from the others before it votes");
         let cancel = self.inner.cancel.clone();
         loop {
@@ -118,7 +144,7 @@ impl Consensus {
             tracing::error!(%error, "the end of the return can't be noted");
             return;
         }
-        returning.store(false, Ordering::Release);
+        self.inner.returning.store(false, Ordering::Release);
         self.inner.raft.runtime_config().elect(true);
         tracing::info!("this member has its data back and votes again");
     }

@@ -34,11 +34,12 @@ pub trait PeerApi: Send + Sync + 'static {
 
 /// The service.
 pub(crate) struct PeerService {
-    pub(crate) raft: Raft,
     pub(crate) peers: Arc<Peers>,
     pub(crate) api: Arc<dyn PeerApi>,
     pub(crate) snapshots: SnapshotStore,
     pub(crate) incoming: Semaphore,
+    /// Nothing was ever stored here: this member may tell the others so before it is whole.
+    pub(crate) pristine: bool,
     /// While this member has not got lost data back, it helps nobody to lead.
     pub(crate) returning: Arc<AtomicBool>,
     /// Set once the member is whole.
@@ -48,6 +49,10 @@ pub(crate) struct PeerService {
 impl PeerService {
     fn consensus(&self) -> Result<&Consensus, Status> {
         self.consensus.get().ok_or_else(|| Status::unavailable("starting"))
+    }
+
+    fn raft(&self) -> Result<&Raft, Status> {
+        Ok(&self.consensus()?.inner.raft)
     }
 
     fn may_vote(&self) -> Result<(), Status> {
@@ -113,7 +118,7 @@ impl peer_server::Peer for PeerService {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.may_vote()?;
-        let answer = self.raft.vote(vote_request(&request)?).await.map_err(fatal)?;
+        let answer = self.raft()?.vote(vote_request(&request)?).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
@@ -121,7 +126,7 @@ impl peer_server::Peer for PeerService {
         let request = request.into_inner();
         self.peers.check(request.header.as_ref())?;
         self.may_vote()?;
-        let answer = self.raft.pre_vote(vote_request(&request)?).await.map_err(fatal)?;
+        let answer = self.raft()?.pre_vote(vote_request(&request)?).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
@@ -143,7 +148,7 @@ impl peer_server::Peer for PeerService {
             }
             futures::future::ready(taken.ok())
         });
-        let answers = self.raft.stream_append(requests).map(|answer| answer.map(append_response).map_err(fatal));
+        let answers = self.raft()?.stream_append(requests).map(|answer| answer.map(append_response).map_err(fatal));
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -156,6 +161,7 @@ impl peer_server::Peer for PeerService {
         self.peers.check(first.header.as_ref())?;
         let vote = first.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
         let meta = codec::to_snapshot_meta(&first.meta.unwrap_or_default()).map_err(bad)?;
+        let raft = self.raft()?;
         let _place = self
             .incoming
             .try_acquire()
@@ -177,7 +183,7 @@ impl peer_server::Peer for PeerService {
         if snapshot.meta != meta {
             return Err(Status::data_loss("the snapshot is not the one it is said to be"));
         }
-        let answer = self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
+        let answer = raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
         Ok(Response::new(wire::SnapshotResponse { vote: Some(codec::vote(&answer.vote)) }))
     }
 
@@ -191,7 +197,7 @@ impl peer_server::Peer for PeerService {
         let from = request.from_leader.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
         let request =
             TransferLeaderRequest::new(from, request.to_node_id, request.last_log_id.as_ref().map(codec::to_log_id));
-        let answer = self.raft.handle_transfer_leader(request).await.map_err(fatal)?;
+        let answer = self.raft()?.handle_transfer_leader(request).await.map_err(fatal)?;
         answer.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(wire::TransferLeaderResponse {}))
     }
@@ -254,8 +260,11 @@ impl peer_server::Peer for PeerService {
         self.peers.check(header.as_ref())?;
         let from = header.map_or(0, |header| header.from);
         use openraft::async_runtime::WatchReceiver as _;
+        if self.pristine && self.consensus.get().is_none() {
+            return Ok(Response::new(wire::RecallResponse { known: false, vote: None, returning: true }));
+        }
         let local = self.consensus()?.local();
-        let vote = codec::vote(&self.raft.metrics().borrow_watched().vote);
+        let vote = codec::vote(&self.raft()?.metrics().borrow_watched().vote);
         Ok(Response::new(wire::RecallResponse {
             known: local.state.members().any(|member| member.id == from),
             vote: Some(vote),

@@ -113,23 +113,29 @@ impl Consensus {
         let peers = Peers::new(id, &founding, &config.initial_cluster);
         let peers = Arc::new(peers.map_err(|error| StartError::Founding(error.to_string()))?);
         let mut storage = open(&config, founding).await?;
-        returning::prepare(&mut storage, &peers, &config).await?;
-        let (ended, snapshots) = (storage.end_of_return(), storage.snapshots.clone());
-        let absent = Arc::new(AtomicBool::new(storage.returning));
-        let (consensus, queue) = Self::assemble(&config, peers.clone(), storage).await?;
+        let cancel = CancellationToken::new();
+        // Whoever gives up before the end lets go of the port, too.
+        let unfinished = cancel.clone().drop_guard();
+        let (absent, whole) = (Arc::new(AtomicBool::new(true)), Arc::new(OnceLock::new()));
         let service = PeerService {
-            raft: consensus.inner.raft.clone(),
-            peers,
+            peers: peers.clone(),
             api,
-            snapshots,
+            snapshots: storage.snapshots.clone(),
             incoming: Semaphore::new(MAX_INCOMING),
+            pristine: storage.pristine && !storage.returning,
             returning: absent.clone(),
-            consensus: Arc::new(OnceLock::from(consensus.clone())),
+            consensus: whole.clone(),
         };
-        tokio::spawn(serve(listener, service, consensus.inner.cancel.clone()));
+        tokio::spawn(serve(listener, service, cancel.clone()));
+        returning::prepare(&mut storage, &peers, &config).await?;
+        absent.store(storage.returning, Ordering::Release);
+        let ended = storage.end_of_return();
+        let (consensus, queue) = Self::assemble(&config, peers, (storage, cancel, absent.clone())).await?;
+        unfinished.disarm();
+        let _ = whole.set(consensus.clone());
         tokio::spawn(consensus.clone().run_rounds(queue));
         if absent.load(Ordering::Acquire) {
-            tokio::spawn(consensus.clone().come_back(absent, ended));
+            tokio::spawn(consensus.clone().come_back(ended));
         } else if let Err(error) = consensus.initialize(&config).await {
             consensus.shutdown().await;
             return Err(error);
@@ -142,7 +148,7 @@ impl Consensus {
     async fn assemble(
         config: &ConsensusConfig,
         peers: Arc<Peers>,
-        storage: Storage,
+        (storage, cancel, returning): (Storage, CancellationToken, Arc<AtomicBool>),
     ) -> Result<(Self, mpsc::Receiver<Waiter>), StartError> {
         let id = member_id(&config.name);
         let (published, snapshots) = storage.machine.subscribe();
@@ -156,7 +162,6 @@ impl Consensus {
         let (rounds, queue) = Rounds::new();
         let (leader_to, leader) = watch::channel(None);
         let failure = watch::Sender::new(None);
-        let cancel = CancellationToken::new();
         let followed = (leader_to, failure.clone());
         tokio::spawn(follow(raft.clone(), followed, cancel.clone()));
         let inner = Inner {
@@ -171,6 +176,7 @@ impl Consensus {
             slots: Semaphore::new(MAX_PROPOSALS),
             failure,
             cancel,
+            returning,
             held,
             #[cfg(test)]
             database,
@@ -234,7 +240,9 @@ impl Consensus {
                 Err(error) => tracing::debug!(%error, "introduction not committed; trying again"),
             }
             // Woken by the cluster's first entries; the pause is for a leader whose election shows in none of them.
-            let _ = tokio::time::timeout(INTRODUCE_AGAIN, published.changed()).await;
+            if matches!(tokio::time::timeout(INTRODUCE_AGAIN, published.changed()).await, Ok(Err(_))) {
+                return; // Raft has stopped.
+            }
         }
     }
 }

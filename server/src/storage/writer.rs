@@ -10,6 +10,7 @@ use rocksdb::{WriteBatch, WriteOptions};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 /// Jobs waiting; a full queue slows its callers.
@@ -57,19 +58,37 @@ pub fn bytes(writes: &[Write]) -> usize {
 
 /// A handle to the thread.
 #[derive(Clone)]
-pub struct Writer {
-    jobs: mpsc::Sender<Job>,
+pub struct Writer(Arc<Thread>);
+
+/// The thread and the way to it; both are there until dropped.
+struct Thread {
+    jobs: Option<mpsc::Sender<Job>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Drop for Thread {
+    /// Waits until what was submitted is written and the database is let go of: a process that exited before would take
+    /// RocksDB's globals away under its threads, and abort.
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(handle) = self.handle.take()
+            && handle.thread().id() != std::thread::current().id()
+            && handle.join().is_err()
+        {
+            tracing::error!("the storage writer panicked");
+        }
+    }
 }
 
 impl Writer {
-    /// Starts the thread. It ends, and lets go of the database, when the last handle is gone.
+    /// Starts the thread. It ends, and lets go of the database, with the last handle, whose drop waits for that.
     ///
     /// # Errors
     /// The system gives no thread.
     pub fn start(database: Arc<Database>) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel(QUEUE);
-        std::thread::Builder::new().name("storage-writer".into()).spawn(move || run(&database, queue))?;
-        Ok(Self { jobs })
+        let handle = std::thread::Builder::new().name("storage-writer".into()).spawn(move || run(&database, queue))?;
+        Ok(Self(Arc::new(Thread { jobs: Some(jobs), handle: Some(handle) })))
     }
 
     /// Queues a job without waiting for its end.
@@ -77,7 +96,10 @@ impl Writer {
     /// # Errors
     /// The thread is gone.
     pub async fn submit(&self, job: Job) -> io::Result<()> {
-        self.jobs.send(job).await.map_err(|_| gone())
+        match &self.0.jobs {
+            Some(jobs) => jobs.send(job).await.map_err(|_| gone()),
+            None => Err(gone()),
+        }
     }
 
     /// Queues writes and waits until they are written (and durable, with `sync`).

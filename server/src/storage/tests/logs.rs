@@ -87,6 +87,15 @@ fn large(index: u64) -> Entry {
 }
 
 #[tokio::test]
+async fn what_is_dropped_is_closed_at_once() {
+    let mut node = Node::with(3).await;
+    let storage = node.storage.take().unwrap();
+    let held = storage.held();
+    drop(storage);
+    assert!(!held.is_held(), "a process that exits now would abort in RocksDB");
+}
+
+#[tokio::test]
 async fn what_memory_does_not_hold_is_read_from_disk() {
     let mut node = Node::new();
     let count = CACHE_BYTES as u64 / (128 * 1024) + 40;
