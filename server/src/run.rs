@@ -8,7 +8,7 @@ use crate::controller::lease;
 use crate::dns;
 use crate::http::{self, RenderMetrics};
 use crate::nodes::{Nodes, PeerFace};
-use crate::raft::{Consensus, ConsensusConfig, StartError};
+use crate::raft::{Consensus, ConsensusConfig, StartError, incoming};
 use crate::sync::delta::Stamped;
 use crate::sync::session::{self, NodeSyncService, Sessions};
 use crate::tasks::{Ended, Tasks};
@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 /// Largest gRPC message, bytes, both ways.
@@ -244,9 +243,8 @@ async fn serve_grpc(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .tcp_nodelay(true)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), cancel.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming(listener), cancel.cancelled_owned())
         .await
 }
 

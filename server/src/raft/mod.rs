@@ -15,6 +15,7 @@ pub mod types;
 pub use propose::ProposeError;
 pub use read::ReadError;
 pub use service::PeerApi;
+pub(crate) use start::incoming;
 pub use start::{ConsensusConfig, StartError};
 
 use crate::machine::Snapshot;

@@ -313,20 +313,22 @@ fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<openraft::Co
     raft.validate().map_err(|error| StartError::Raft(error.to_string()))
 }
 
+/// A listener's connections, for a gRPC server: its own `tcp_nodelay` is not for a listener that it is given, and without
+/// it every answer waits 40 ms for the other side's delayed acknowledgement.
+pub(crate) fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
 async fn serve(listener: TcpListener, service: PeerService, cancel: CancellationToken) {
     let service =
         PeerServer::new(service).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
-    // The server's own `tcp_nodelay` is not for a listener that it is given; without it every answer waits 40 ms.
     let serving = tonic::transport::Server::builder()
         .initial_stream_window_size(2 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(service)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            cancel.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(incoming(listener), cancel.clone().cancelled_owned());
     // Peers' streams don't end by themselves.
     let cut = async {
         cancel.cancelled().await;

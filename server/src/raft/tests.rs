@@ -4,6 +4,7 @@ use super::*;
 use crate::write::stamp;
 use fairlead_proto::internal::v1::{self as wire, command};
 use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus};
+use futures::StreamExt as _;
 use std::sync::atomic::Ordering;
 use tonic::Status;
 
@@ -39,6 +40,15 @@ async fn alone(dir: &tempfile::TempDir, listen_peer: std::net::SocketAddr) -> Co
         ..ConsensusConfig::default()
     };
     Consensus::start(config, Arc::new(Silent)).await.unwrap()
+}
+
+#[tokio::test]
+async fn no_answer_waits_for_more_to_send() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_client, accepted) =
+        tokio::join!(tokio::net::TcpStream::connect(address), async { incoming(listener).next().await });
+    assert!(accepted.unwrap().unwrap().nodelay().unwrap());
 }
 
 fn member(name: &str) -> command::Kind {
