@@ -3,6 +3,8 @@
 use anyhow::Context as _;
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::{LinkUnspec, NetworkNamespace, RouteMessageBuilder};
 use std::net::Ipv4Addr;
@@ -21,10 +23,10 @@ pub struct Namespace {
 impl Namespace {
     /// Makes it and gives loopback its addresses and the service range its route.
     pub async fn create(name: &str, service_cidr: IpNet) -> anyhow::Result<Self> {
-        NetworkNamespace::add(name.to_owned())
-            .await
-            .with_context(|| format!("can't make the network namespace {name}"))?;
         let namespace = Self { name: name.to_owned() };
+        let path = namespace.path();
+        let made = tokio::task::spawn_blocking(move || make(&path)).await?;
+        made.with_context(|| format!("can't make the network namespace {name}"))?;
         if let Err(error) = enter_and_configure(namespace.path(), service_cidr).await {
             namespace.remove().await;
             return Err(error);
@@ -50,13 +52,41 @@ impl Namespace {
     }
 }
 
+/// Makes a named namespace where `ip netns` looks for it. rtnetlink's helper forks for that, and its child's exit would run
+/// the destructors of this process's libraries: RocksDB's crash.
+fn make(path: &Path) -> anyhow::Result<()> {
+    let directory = path.parent().context("no directory")?;
+    std::fs::create_dir_all(directory)?;
+    share(directory)?;
+    std::fs::File::options().write(true).create_new(true).open(path)?;
+    let here = path.to_owned();
+    let entered = std::thread::Builder::new().name("netns".into()).spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        mount(Some("/proc/thread-self/ns/net"), &here, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    })?;
+    let mounted = entered.join().unwrap_or(Err(nix::Error::EINVAL));
+    if mounted.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(mounted?)
+}
+
+/// A mount in it is seen in every mount namespace, as with `ip netns`.
+fn share(directory: &Path) -> nix::Result<()> {
+    let shared = || mount(None::<&str>, directory, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    shared().or_else(|_| {
+        mount(Some(directory), directory, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+        shared()
+    })
+}
+
 /// A thread of its own enters the namespace: the process's others stay where they are.
 async fn enter_and_configure(path: PathBuf, service_cidr: IpNet) -> anyhow::Result<()> {
     let (done, result) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("netns".into()).spawn(move || {
         let configured = (|| {
             let file = std::fs::File::open(&path)?;
-            nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            setns(&file, CloneFlags::CLONE_NEWNET)?;
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(configure(service_cidr))
         })();
         let _ = done.send(configured);
