@@ -63,13 +63,13 @@ impl Default for Config {
 /// A data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// iptables, or dry-run when not root.
+    /// nftables where the kernel takes our rules, else iptables; dry-run when not root.
     Auto,
     /// iptables.
     Iptables,
     /// IPVS; not there yet.
     Ipvs,
-    /// nftables; not there yet.
+    /// nftables: flat maps in a table of our own.
     Nftables,
     /// Rules are rendered, nothing is touched.
     DryRun,

@@ -1,6 +1,6 @@
 //! Answers what this node's kernel holds: the rules, read back from it, and the addresses that they serve.
 
-use crate::kernel::Kernel;
+use crate::kernel::KernelError;
 use crate::plan::service::ports;
 use crate::plan::{Family, NodeFacts};
 use crate::reconcile::Progress;
@@ -18,8 +18,10 @@ const FRONTENDS: usize = 10_000;
 
 /// What an answer needs.
 pub struct Dataplane {
-    /// The kernel.
-    pub kernel: Arc<dyn Kernel>,
+    /// Name of the kernel's mode.
+    pub mode: &'static str,
+    /// Reads the kernel's rules back, as text.
+    pub rules: Box<dyn Fn() -> Result<String, KernelError> + Send + Sync>,
     /// The node.
     pub facts: NodeFacts,
     /// Its view.
@@ -35,15 +37,15 @@ impl Dataplane {
         let progress = self.progress.borrow().clone();
         let mut answer = DataplaneAnswer {
             query_id: query.query_id,
-            mode: self.kernel.mode().to_owned(),
+            mode: self.mode.to_owned(),
             revision: progress.applied,
             error: progress.failed.map(|(_, error)| error).unwrap_or_default(),
             frontends: self.shared.look(|view| frontends(view, &self.facts)),
             ..DataplaneAnswer::default()
         };
         if query.rules {
-            match self.kernel.observe() {
-                Ok(observed) => answer.rules = cut(observed.render(&self.facts.names)),
+            match (self.rules)() {
+                Ok(rules) => answer.rules = cut(rules),
                 Err(error) => answer.error = error.to_string(),
             }
         }

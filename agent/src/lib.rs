@@ -8,6 +8,7 @@ pub mod book;
 pub mod config;
 pub mod dataplane;
 pub mod kernel;
+mod modes;
 pub mod plan;
 pub mod probe;
 pub mod reconcile;
@@ -17,22 +18,23 @@ pub mod sync;
 pub mod tasks;
 
 pub use config::{Config, Mode};
+pub use modes::{clean, resolve as resolve_mode};
 
 use crate::dataplane::Dataplane;
 use crate::kernel::dry_run::DryRun;
-use crate::kernel::linux::{Iptables, is_switched_on};
+use crate::kernel::linux::{Iptables, Nftables, is_switched_on};
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::observed::Owner;
-use crate::plan::{InvalidPrefix, Names, NodeFacts, Table};
+use crate::plan::{InvalidPrefix, IptablesPlane, Names, NftablesPlane, NodeFacts, Plane};
 use crate::probe::Probes;
 use crate::reconcile::{Progress, Reconcile};
 use crate::shared::Shared;
-use crate::state::{StateError, Store};
+use crate::state::{Loaded, StateError, Store};
 use crate::sync::{Greeting, Sync};
 use crate::tasks::{Ended, Tasks};
 use fairlead_proto::v1::Hello;
 use fairlead_proto::view::NodeView;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
@@ -89,90 +91,82 @@ pub enum AgentError {
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), AgentError> {
     let names = Names::new(&config.chain_prefix)?;
     check(&config)?;
-    let mode = resolve(config.mode)?;
+    let mode = modes::resolve(config.mode, config.netns.clone()).await?;
     let (store, loaded) = Store::open(&config.state_dir)?;
     let node_ip = node_ip(&config, &loaded.view).await?;
-    let kernel: Arc<dyn Kernel> = match mode {
-        Mode::DryRun => Arc::new(DryRun::default()),
-        _ => Arc::new(Iptables::new(names.clone()).in_namespace(config.netns.clone())),
-    };
-    let had_view = loaded.view.revision > 0;
-    let (checked, at, of) = (kernel.clone(), names.clone(), had_view);
-    blocking(move || check_owner(checked.as_ref(), &at, of)).await?;
-    tracing::info!(node = config.node_name, mode = kernel.mode(), %node_ip, revision = loaded.view.revision, "agent starts");
-
     let namespace = config.netns.clone().filter(|_| mode != Mode::DryRun);
     let facts = NodeFacts {
         node_name: config.node_name.clone(),
         node_ips: vec![node_ip],
-        names,
+        names: names.clone(),
         local_cidrs: config.cluster_cidr.or(config.pod_cidr).into_iter().collect(),
+        service_cidrs: sync::service_cidrs(&loaded.cluster),
         masquerade_all: config.masquerade_all,
         tcp_be_liberal: is_switched_on(namespace.as_deref(), "netfilter/nf_conntrack_tcp_be_liberal"),
     };
-    let shared = Arc::new(Shared::new(loaded.view));
-    let (progress, served) = watch::channel(Progress::default());
-    let dataplane =
-        Arc::new(Dataplane { kernel: kernel.clone(), facts: facts.clone(), shared: shared.clone(), progress: served });
-    let sync =
-        Sync::new(greeting(&config, kernel.mode(), node_ip), shared.clone(), dataplane, (store, loaded.cluster_id));
-    let probes = Probes::new(shared.clone(), sync.book(), node_ip);
-
-    let mut tasks = Tasks::new(cancel.clone());
-    tasks.spawn("reconcile", Reconcile::new(shared, kernel, facts, progress).run(cancel.clone()));
-    tasks.spawn("sync", sync.run(cancel.clone()));
-    tasks.spawn("probe", probes.run(namespace, cancel.clone()));
-    let ended = tasks.until_end().await;
-    tasks.drain(DRAIN).await;
-    Ok(ended?)
+    let start = Start { config, store, loaded, facts, namespace: namespace.clone(), cancel };
+    match mode {
+        Mode::DryRun => start.serve::<IptablesPlane>(Arc::new(DryRun::default())).await,
+        Mode::Nftables => start.serve::<NftablesPlane>(Arc::new(Nftables::new(namespace))).await,
+        _ => {
+            let kernel = Arc::new(Iptables::new(names.clone()).in_namespace(namespace));
+            let (checked, had_view) = (kernel.clone(), start.loaded.view.revision > 0);
+            modes::blocking(move || modes::check_owner(checked.as_ref(), &names, had_view)).await?;
+            start.serve::<IptablesPlane>(kernel).await
+        }
+    }
 }
 
-/// Removes every chain and rule under a prefix from this host, and nothing else.
+/// An agent that knows all it needs, but for its kernel.
+struct Start {
+    config: Config,
+    store: Store,
+    loaded: Loaded,
+    facts: NodeFacts,
+    namespace: Option<PathBuf>,
+    cancel: CancellationToken,
+}
+
+impl Start {
+    async fn serve<P: Plane>(self, kernel: Arc<dyn Kernel<P>>) -> Result<(), AgentError> {
+        let Self { config, store, loaded, facts, namespace, cancel } = self;
+        let (mode, names) = (kernel.mode(), facts.names.clone());
+        let node_ip = facts.node_ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        tracing::info!(node = config.node_name, mode, %node_ip, revision = loaded.view.revision, "agent starts");
+        let shared = Arc::new(Shared::new(loaded.view, facts.service_cidrs.clone()));
+        let (progress, served) = watch::channel(Progress::default());
+        let (read, of) = (kernel.clone(), facts.clone());
+        let dataplane = Arc::new(Dataplane {
+            mode,
+            rules: Box::new(move || Ok(P::render(&read.observe()?, &of))),
+            facts: facts.clone(),
+            shared: shared.clone(),
+            progress: served.clone(),
+        });
+        let sync = Sync::new(greeting(&config, mode, node_ip), shared.clone(), dataplane, (store, loaded.cluster));
+        let probes = Probes::new(shared.clone(), sync.book(), node_ip);
+
+        let mut tasks = Tasks::new(cancel.clone());
+        tasks.spawn("reconcile", Reconcile::new(shared, kernel, facts, progress).run(cancel.clone()));
+        tasks.spawn("sync", sync.run(cancel.clone()));
+        tasks.spawn("probe", probes.run(namespace.clone(), cancel.clone()));
+        tasks.spawn("switch", modes::sweep_others(mode, (namespace, names), served, cancel.clone()));
+        let ended = tasks.until_end().await;
+        tasks.drain(DRAIN).await;
+        Ok(ended?)
+    }
+}
+
+/// Removes every rule, chain and table of ours from this host, and nothing else.
 ///
 /// # Errors
-/// [`AgentError`]; [`AgentError::Foreign`] if those chains aren't ours.
+/// [`AgentError`]; [`AgentError::Foreign`] if the chains of that prefix aren't ours.
 pub async fn cleanup(chain_prefix: &str) -> Result<(), AgentError> {
     let names = Names::new(chain_prefix)?;
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot("cleanup"));
     }
-    blocking(move || clean(&Iptables::new(names.clone()), &names)).await
-}
-
-/// The same for a given kernel; blocks.
-///
-/// # Errors
-/// As [`cleanup`].
-pub fn clean(kernel: &dyn Kernel, names: &Names) -> Result<(), AgentError> {
-    let observed = kernel.observe()?;
-    let owner = observed.owner(names);
-    foreign(owner, names)?;
-    let mut ops = plan::diff::cleanup(&observed, names);
-    if owner == Owner::Nobody {
-        // The marker goes with the nat table's other chains: some without it are a kubelet's (KUBE-MARK-MASQ).
-        ops.retain(|op| op.space().is_some_and(|space| space.table == Table::Filter));
-    }
-    if !ops.is_empty() {
-        kernel.execute(&ops)?;
-    }
-    Ok(())
-}
-
-/// Refuses to share chains with a kube-proxy. Chains without our marker are ours only if we have kept a view before.
-fn check_owner(kernel: &dyn Kernel, names: &Names, had_view: bool) -> Result<(), AgentError> {
-    match kernel.observe()?.owner(names) {
-        Owner::Unmarked if had_view => Ok(()),
-        owner => foreign(owner, names),
-    }
-}
-
-fn foreign(owner: Owner, names: &Names) -> Result<(), AgentError> {
-    let owner = match owner {
-        Owner::Nobody | Owner::Us => return Ok(()),
-        Owner::KubeProxy => "a kube-proxy",
-        Owner::Unmarked => "somebody else, probably a kube-proxy,",
-    };
-    Err(AgentError::Foreign { prefix: names.prefix().to_owned(), owner })
+    modes::blocking(move || modes::clean_all(None, &names)).await
 }
 
 fn check(config: &Config) -> Result<(), AgentError> {
@@ -188,17 +182,6 @@ fn check(config: &Config) -> Result<(), AgentError> {
         ));
     }
     Ok(())
-}
-
-fn resolve(mode: Mode) -> Result<Mode, AgentError> {
-    let root = nix::unistd::geteuid().is_root();
-    match mode {
-        Mode::Auto if root => Ok(Mode::Iptables),
-        Mode::Auto | Mode::DryRun => Ok(Mode::DryRun),
-        Mode::Iptables if root => Ok(Mode::Iptables),
-        Mode::Iptables => Err(AgentError::NotRoot("mode iptables")),
-        Mode::Ipvs | Mode::Nftables => Err(AgentError::Unavailable(mode)),
-    }
 }
 
 /// The node's address: as told, or by the route to a server, or (a server's name may be resolved by the very services
@@ -259,75 +242,10 @@ fn greeting(config: &Config, mode: &str, node_ip: IpAddr) -> Greeting {
     Greeting { hello, servers: config.servers.clone() }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
-) -> Result<T, AgentError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(AgentError::Config(error.to_string())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::model::Model;
-    use crate::plan::observed::Line;
-    use crate::plan::{Family, Space, compile, diff};
     use fairlead_proto::v1::{NodeDelta, NodeItem};
-
-    fn names() -> Names {
-        Names::new("KUBE").unwrap()
-    }
-
-    #[test]
-    fn chains_without_our_marker_are_refused_in_one_sentence() {
-        let model = Model::default();
-        assert!(check_owner(&model, &names(), false).is_ok());
-        model.tamper(|tables| {
-            let nat = tables.observed.chains.entry(Space::new(Family::V4, Table::Nat)).or_default();
-            nat.insert("KUBE-SERVICES".into(), vec![Line { rule: None, text: "-j ACCEPT".into() }]);
-        });
-        let said = check_owner(&model, &names(), false).unwrap_err().to_string();
-        assert!(said.contains("--chain-prefix") && said.lines().count() == 1, "{said}");
-        assert!(clean(&model, &names()).is_err(), "nor are they cleaned up");
-        assert!(check_owner(&model, &names(), true).is_ok(), "a lost marker doesn't stop a node that had a view");
-        assert!(check_owner(&model, &Names::new("FLEAD").unwrap(), false).is_ok());
-        model.tamper(|tables| tables.observed.canary = true);
-        assert!(check_owner(&model, &names(), true).is_err());
-    }
-
-    #[test]
-    fn cleanup_without_our_marker_leaves_a_kubelets_chains() {
-        let model = Model::default();
-        let nat = Space::new(Family::V4, Table::Nat);
-        let kubelets = |chain: &str, text: &str| (chain.to_owned(), vec![Line { rule: None, text: text.into() }]);
-        model.tamper(|tables| {
-            tables.observed.chains.entry(nat).or_default().extend([
-                kubelets("KUBE-MARK-MASQ", "-j MARK --set-xmark 0x4000/0x4000"),
-                kubelets("KUBE-POSTROUTING", "-j MASQUERADE"),
-                kubelets("POSTROUTING", "-j KUBE-POSTROUTING"),
-            ]);
-        });
-        let before = model.tables();
-        // What a cleanup that was killed between the tables leaves.
-        let facts = NodeFacts {
-            node_name: "n".into(),
-            node_ips: Vec::new(),
-            names: names(),
-            local_cidrs: Vec::new(),
-            masquerade_all: false,
-            tcp_be_liberal: false,
-        };
-        let mut ops = diff::diff(&before.observed, &compile(&NodeView::default(), &facts), diff::Style::Edit);
-        ops.retain(|op| op.space().is_some_and(|space| space.table == Table::Filter));
-        model.execute(&ops).unwrap();
-        assert_ne!(model.tables(), before);
-        clean(&model, &names()).unwrap();
-        let left = model.tables().observed;
-        assert_eq!(left.chains[&nat], before.observed.chains[&nat]);
-        assert!(left.chains[&Space::new(Family::V4, Table::Filter)].keys().all(|chain| !names().owns(chain)));
-    }
 
     #[tokio::test]
     async fn the_nodes_address_is_the_last_views_if_no_server_can_be_resolved() {
@@ -356,7 +274,6 @@ mod tests {
             (Config { grace_seconds: 1, renew_seconds: 1, ..good() }, "--grace-seconds"),
             (Config { chain_prefix: "x".into(), ..good() }, "chain prefix"),
             (Config { mode: Mode::Ipvs, ..good() }, "mode ipvs is not available"),
-            (Config { mode: Mode::Nftables, ..good() }, "mode nftables is not available"),
         ] {
             let said = run(config, CancellationToken::new()).await.unwrap_err().to_string();
             assert!(said.contains(part) && said.lines().count() == 1, "{said}");

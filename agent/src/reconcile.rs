@@ -5,14 +5,12 @@
 //! the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
 
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::compile::{self, Changes};
-use crate::plan::diff::{self, Style, diff};
-use crate::plan::{Desired, NodeFacts, Observed, Op, compile as compile_view};
+use crate::plan::{Desired, NodeFacts, Plane, Step, Style, compile};
 use crate::shared::Shared;
 use fairlead_proto::view::{NodeView, Touched};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 /// Reading a huge kernel may take long: at most one part in so many of the time is spent on it.
 const AUDIT_SHARE: u32 = 10;
+/// From a change by somebody else to the reading that names it: others of the same hand may follow.
+const NOTICE_AFTER: Duration = Duration::from_millis(200);
 /// First and longest wait before a refused change is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Names of repaired things logged at once.
@@ -42,14 +42,14 @@ pub struct Progress {
 }
 
 /// The loop.
-pub struct Reconcile {
+pub struct Reconcile<P: Plane> {
     shared: Arc<Shared>,
-    kernel: Arc<dyn Kernel>,
+    kernel: Arc<dyn Kernel<P>>,
     facts: NodeFacts,
     progress: watch::Sender<Progress>,
     audit_every: Duration,
     /// What the kernel should hold; `None` before the first view.
-    desired: Option<Desired>,
+    desired: Option<Desired<P>>,
     /// Revision that `desired` was compiled from.
     revision: u64,
     /// Announcement of that view.
@@ -59,31 +59,35 @@ pub struct Reconcile {
     style: Style,
     retry: Duration,
     retry_at: Option<Instant>,
-    audit: Option<Audit>,
+    audit: Option<Audit<P>>,
     audit_at: Instant,
+    /// No reading before, since the last one took so long.
+    rest_until: Instant,
+    /// Somebody else changed the kernel since the last reading began.
+    noticed: bool,
 }
 
-struct Audit {
+struct Audit<P: Plane> {
     begun: Instant,
-    reading: JoinHandle<Result<Observed, KernelError>>,
+    reading: JoinHandle<Result<P::Observed, KernelError>>,
     /// What was executed since it began.
-    since: Vec<Op>,
+    since: Vec<P::Op>,
 }
 
 /// What is to be done.
-enum Round {
-    /// The kernel holds what `desired` was before these changes.
-    Step(Changes),
+enum Round<P: Plane> {
+    /// The kernel holds what `desired` was before these ops.
+    Step(Vec<P::Op>),
     /// It must be read.
     Whole,
 }
 
-impl Reconcile {
+impl<P: Plane> Reconcile<P> {
     /// Makes the loop.
     #[must_use]
     pub fn new(
         shared: Arc<Shared>,
-        kernel: Arc<dyn Kernel>,
+        kernel: Arc<dyn Kernel<P>>,
         facts: NodeFacts,
         progress: watch::Sender<Progress>,
     ) -> Self {
@@ -102,6 +106,8 @@ impl Reconcile {
             retry_at: None,
             audit: None,
             audit_at: Instant::now() + AUDIT_EVERY,
+            rest_until: Instant::now(),
+            noticed: false,
         }
     }
 
@@ -116,6 +122,7 @@ impl Reconcile {
     /// Runs until cancelled; removes nothing at its end.
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut version = self.shared.subscribe();
+        let mut noticed = self.watch();
         loop {
             self.version = *version.borrow_and_update();
             if let Some(round) = self.take() {
@@ -129,21 +136,51 @@ impl Reconcile {
                 changed = version.changed() => if changed.is_err() { return },
                 () = sleep_until(retry_at) => self.retry_at = None,
                 read = read(&mut self.audit) => self.judge(read).await,
+                Some(()) = noticed.recv() => self.notice(),
                 () = tokio::time::sleep_until(self.audit_at), if self.audit.is_none() => self.begin_audit(),
             }
         }
     }
 
+    /// Listens to the kernel, if it tells of changes by others.
+    fn watch(&self) -> mpsc::Receiver<()> {
+        let (to, noticed) = mpsc::channel(1);
+        let notice = move || !matches!(to.try_send(()), Err(mpsc::error::TrySendError::Closed(())));
+        if let Err(error) = self.kernel.watch(Box::new(notice)) {
+            tracing::error!(%error, "drift is found by reading only");
+        }
+        noticed
+    }
+
+    /// Somebody else changed the kernel: it is read soon.
+    fn notice(&mut self) {
+        self.noticed = true;
+        self.audit_at = self.audit_at.min(Instant::now() + NOTICE_AFTER).max(self.rest_until);
+    }
+
     /// Compiles what was touched; `None`: nothing to do now.
-    fn take(&mut self) -> Option<Round> {
+    fn take(&mut self) -> Option<Round<P>> {
         let shared = self.shared.clone();
-        let changes = shared.take_for_rules(|view, touched| self.compile(view, &touched));
+        self.take_service_cidrs();
+        let ops = shared.take_for_rules(|view, touched| self.compile(view, &touched));
         let waiting = self.retry_at.is_some();
-        match changes {
+        match ops {
             // A new view may be what mends a refused one: it doesn't wait for the retry.
-            Some(Some(changes)) if self.known => Some(Round::Step(changes)),
+            Some(Some(ops)) if self.known => Some(Round::Step(ops)),
             Some(Some(_)) => Some(Round::Whole),
             Some(None) | None => (!self.known && !waiting && self.desired.is_some()).then_some(Round::Whole),
+        }
+    }
+
+    /// They are part of the fixed rules: a change of them is one of the whole.
+    fn take_service_cidrs(&mut self) {
+        let cidrs = self.shared.service_cidrs();
+        if self.facts.service_cidrs != cidrs {
+            self.facts.service_cidrs.clone_from(&cidrs);
+            if let Some(desired) = &mut self.desired {
+                desired.facts.service_cidrs = cidrs;
+                self.known = false;
+            }
         }
     }
 
@@ -154,29 +191,25 @@ impl Reconcile {
     }
 
     /// Brings `desired` to the view. `None`: nothing was touched.
-    fn compile(&mut self, view: &NodeView, touched: &Touched) -> Option<Changes> {
+    fn compile(&mut self, view: &NodeView, touched: &Touched) -> Option<Vec<P::Op>> {
         let moved = self.revision != view.revision;
         self.revision = view.revision;
-        let Some(desired) = &mut self.desired else {
-            self.desired = Some(compile_view(view, &self.facts));
-            return Some(Changes::new());
-        };
-        let whole = touched.all || (touched.nodes && compile::zone(view, &self.facts) != desired.zone);
-        let changes = if whole {
-            let next = compile_view(view, &self.facts);
-            desired.zone.clone_from(&next.zone);
-            desired.changes_to(&next)
+        let first = self.desired.is_none();
+        let desired = self.desired.get_or_insert_with(|| Desired::empty(self.facts.clone()));
+        let elsewhere = touched.nodes && compile::zone(view, &self.facts) != desired.zone;
+        let Step { ops, complete } = if first || touched.all || elsewhere {
+            desired.update_all(view)
         } else {
-            desired.changes(view, &touched.services)
+            desired.update(view, &touched.services)
         };
-        self.known &= desired.apply(&changes);
-        (moved || !changes.is_empty()).then_some(changes)
+        self.known &= complete;
+        (first || moved || !complete || !ops.is_empty()).then_some(ops)
     }
 
-    async fn bring_about(&mut self, round: Round) {
+    async fn bring_about(&mut self, round: Round<P>) {
         let begun = Instant::now();
         let done = match round {
-            Round::Step(changes) => self.execute(diff::step(&changes, &self.facts)).await,
+            Round::Step(ops) => self.execute(ops).await,
             Round::Whole => self.whole().await,
         };
         self.report(begun, done);
@@ -184,16 +217,17 @@ impl Reconcile {
 
     /// Reads the kernel and changes what differs.
     async fn whole(&mut self) -> Result<(), KernelError> {
-        let Some(desired) = &self.desired else {
-            return Ok(());
-        };
         let kernel = self.kernel.clone();
         let observed = blocking(move || kernel.observe()).await?;
-        let ops = diff(&observed, desired, self.style);
+        let Some(desired) = &mut self.desired else {
+            return Ok(());
+        };
+        P::adopt(desired, &observed);
+        let ops = P::diff(&observed, desired, self.style);
         self.execute(ops).await
     }
 
-    async fn execute(&mut self, ops: Vec<Op>) -> Result<(), KernelError> {
+    async fn execute(&mut self, ops: Vec<P::Op>) -> Result<(), KernelError> {
         if ops.is_empty() {
             return Ok(());
         }
@@ -243,6 +277,7 @@ impl Reconcile {
 
     fn begin_audit(&mut self) {
         self.audit_at = Instant::now() + self.audit_every;
+        self.noticed = false;
         if !self.known {
             return;
         }
@@ -252,12 +287,14 @@ impl Reconcile {
     }
 
     /// An audit has read the kernel: what differs is drift.
-    async fn judge(&mut self, read: Result<Observed, KernelError>) {
+    async fn judge(&mut self, read: Result<P::Observed, KernelError>) {
         let Some(audit) = self.audit.take() else {
             return;
         };
         let cost = audit.begun.elapsed();
-        self.audit_at = Instant::now() + self.audit_every.max(cost * AUDIT_SHARE);
+        self.rest_until = Instant::now() + cost * AUDIT_SHARE;
+        let wait = if self.noticed { NOTICE_AFTER } else { self.audit_every };
+        self.audit_at = self.rest_until.max(Instant::now() + wait);
         let mut observed = match read {
             Ok(observed) => observed,
             Err(error) => {
@@ -268,20 +305,20 @@ impl Reconcile {
         let Some(desired) = self.desired.as_ref().filter(|_| self.known && audit.since.len() < OVERTAKEN) else {
             return;
         };
-        observed.replay(&audit.since);
-        let ops = diff(&observed, desired, Style::Edit);
+        P::replay(&mut observed, &audit.since);
+        let ops = P::diff(&observed, desired, Style::Edit);
         if ops.is_empty() {
             return;
         }
-        name_drift(&ops);
+        name_drift::<P>(&ops);
         let begun = Instant::now();
         let done = self.execute(ops).await;
         self.report(begun, done);
     }
 }
 
-fn name_drift(ops: &[Op]) {
-    let rules: Vec<_> = ops.iter().filter(|op| !matches!(op, Op::Forget(_))).collect();
+fn name_drift<P: Plane>(ops: &[P::Op]) {
+    let rules: Vec<_> = ops.iter().filter(|op| P::is_repair(op)).collect();
     metrics::counter!("fairlead_agent_drift_total").increment(rules.len() as u64);
     for op in rules.iter().take(NAMED) {
         tracing::warn!("drift, repairing: {op}");
@@ -291,7 +328,7 @@ fn name_drift(ops: &[Op]) {
     }
 }
 
-async fn read(audit: &mut Option<Audit>) -> Result<Observed, KernelError> {
+async fn read<P: Plane>(audit: &mut Option<Audit<P>>) -> Result<P::Observed, KernelError> {
     match audit {
         Some(audit) => match (&mut audit.reading).await {
             Ok(read) => read,

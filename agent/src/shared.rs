@@ -4,6 +4,7 @@
 
 use fairlead_proto::v1::{NodeDelta, Pod};
 use fairlead_proto::view::{FoldError, NamespacedName, NodeView, Touched};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -17,6 +18,8 @@ pub struct Shared {
 #[derive(Default)]
 struct Inner {
     view: NodeView,
+    /// Ranges that ClusterIPs come from.
+    service_cidrs: Vec<IpNet>,
     /// What the reconciler hasn't looked at.
     for_rules: Touched,
     /// What the probes haven't looked at.
@@ -31,9 +34,9 @@ pub type PodChanges = BTreeMap<NamespacedName, Option<Pod>>;
 impl Shared {
     /// Starts with a view (of the last run), all of which is to be looked at.
     #[must_use]
-    pub fn new(view: NodeView) -> Self {
+    pub fn new(view: NodeView, service_cidrs: Vec<IpNet>) -> Self {
         let all = Touched { all: true, ..Touched::default() };
-        let inner = Inner { view, for_rules: all.clone(), for_probes: all, unannounced: false };
+        let inner = Inner { view, service_cidrs, for_rules: all.clone(), for_probes: all, unannounced: false };
         Self { inner: Mutex::new(inner), version: watch::Sender::new(0) }
     }
 
@@ -64,6 +67,23 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Ranges that ClusterIPs come from; empty = not known yet.
+    #[must_use]
+    pub fn service_cidrs(&self) -> Vec<IpNet> {
+        self.lock().service_cidrs.clone()
+    }
+
+    /// Takes the servers' word for them, and wakes the reconciler if it is another one.
+    pub fn set_service_cidrs(&self, cidrs: Vec<IpNet>) {
+        let mut inner = self.lock();
+        if inner.service_cidrs != cidrs {
+            inner.service_cidrs = cidrs;
+            inner.for_rules.all = true;
+            drop(inner);
+            self.version.send_modify(|version| *version += 1);
+        }
     }
 
     /// Wakes the reconciler and the probes. The answer numbers the announcements.
@@ -128,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_view_that_may_not_be_on_disk_is_not_programmed() {
-        let shared = Shared::new(NodeView::default());
+        let shared = Shared::new(NodeView::default(), Vec::new());
         shared.fold(&[NodeDelta { to: 1, ..NodeDelta::default() }]).unwrap();
         assert_eq!(shared.take_for_rules(|view, _| view.revision), None);
         shared.announce();

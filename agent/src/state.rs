@@ -5,7 +5,7 @@
 //! INVARIANT: the log holds whole steps that follow the snapshot; after a failed write it is closed until a snapshot
 //! takes its place.
 
-use fairlead_proto::v1::NodeDelta;
+use fairlead_proto::v1::{NodeDelta, Welcome};
 use fairlead_proto::view::NodeView;
 use nix::fcntl::{Flock, FlockArg};
 use prost::Message as _;
@@ -14,7 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-const MAGIC: &[u8] = b"fairlead agent state 1\n";
+const MAGIC: &[u8] = b"fairlead agent state 2\n";
 const SNAPSHOT: &str = "view";
 const LOG: &str = "deltas";
 const CHECK_BYTES: usize = 8;
@@ -42,8 +42,8 @@ pub enum StateError {
 /// What the last run left.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// Cluster it belonged to; empty = none yet.
-    pub cluster_id: String,
+    /// What the servers said of the cluster; without an id = nothing yet.
+    pub cluster: Welcome,
     /// Its view; revision 0 = none.
     pub view: NodeView,
 }
@@ -76,7 +76,7 @@ impl Store {
             tracing::error!(path = shown, %error, "the last view can't be read; starting without one until a server sends it");
             Loaded::default()
         });
-        if let Err(error) = store.write(&snapshot(&loaded.cluster_id, &loaded.view)) {
+        if let Err(error) = store.write(&snapshot(&loaded.cluster, &loaded.view)) {
             // A full disk keeps no node from being programmed.
             tracing::error!(path = shown, %error, "the view can't be saved: make room there, or choose another --state-dir");
         }
@@ -123,8 +123,8 @@ impl Store {
         };
         let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{SNAPSHOT}: {what}"));
         let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("not a view of this version"))?;
-        let cluster_id = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
-        let cluster_id = String::from_utf8(cluster_id.to_vec()).map_err(|_| damaged("damaged cluster id"))?;
+        let record = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
+        let cluster = Welcome::decode(record).map_err(|error| damaged(&error.to_string()))?;
         let record = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
         let delta = NodeDelta::decode(record).map_err(|error| damaged(&error.to_string()))?;
         let mut view = NodeView::default();
@@ -134,7 +134,7 @@ impl Store {
             None
         });
         let bytes = bytes.unwrap_or_default();
-        Ok(Loaded { cluster_id, view: replay(view, &steps(&bytes)) })
+        Ok(Loaded { cluster, view: replay(view, &steps(&bytes)) })
     }
 }
 
@@ -165,9 +165,9 @@ fn replay(snapshot: NodeView, steps: &[Vec<NodeDelta>]) -> NodeView {
 
 /// A snapshot's bytes.
 #[must_use]
-pub fn snapshot(cluster_id: &str, view: &NodeView) -> Vec<u8> {
+pub fn snapshot(cluster: &Welcome, view: &NodeView) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
-    push_record(&mut bytes, cluster_id.as_bytes());
+    push_record(&mut bytes, &cluster.encode_to_vec());
     push_record(&mut bytes, &view.to_delta().encode_to_vec());
     bytes
 }
@@ -219,14 +219,18 @@ mod tests {
 
     fn services(directory: &Path) -> (String, u64, usize) {
         let (_, loaded) = Store::open(directory).unwrap();
-        (loaded.cluster_id, loaded.view.revision, loaded.view.services.len())
+        (loaded.cluster.cluster_id, loaded.view.revision, loaded.view.services.len())
+    }
+
+    fn c1() -> Welcome {
+        Welcome { cluster_id: "c1".into(), ..Welcome::default() }
     }
 
     fn filled(directory: &Path) {
         let (mut store, loaded) = Store::open(directory).unwrap();
         let mut view = loaded.view;
         view.fold(&delta(None, 1, "a")).unwrap();
-        store.write(&snapshot("c1", &view)).unwrap();
+        store.write(&snapshot(&c1(), &view)).unwrap();
         assert!(store.append(&[delta(Some(1), 2, "b")]).unwrap());
         let mut first = delta(Some(2), 3, "c");
         first.more = true;
@@ -283,7 +287,7 @@ mod tests {
         let mut view = loaded.view;
         view.fold(&delta(Some(3), 4, "e")).unwrap();
         view.fold(&delta(Some(4), 5, "f")).unwrap();
-        store.write(&snapshot("c1", &view)).unwrap();
+        store.write(&snapshot(&c1(), &view)).unwrap();
         assert!(store.append(&[delta(Some(5), 6, "g")]).unwrap());
         drop(store);
         assert_eq!(services(directory.path()), ("c1".into(), 6, 7));
@@ -298,7 +302,7 @@ mod tests {
         assert_eq!(loaded.view.revision, 3);
         assert!(store.append(&[delta(Some(3), 4, "e")]).is_err());
         std::fs::remove_dir(directory.path().join("view.tmp")).unwrap();
-        store.write(&snapshot("c1", &loaded.view)).unwrap();
+        store.write(&snapshot(&c1(), &loaded.view)).unwrap();
         assert!(store.append(&[delta(Some(3), 4, "e")]).unwrap());
     }
 

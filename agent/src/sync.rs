@@ -15,6 +15,7 @@ use fairlead_proto::v1::{
     ServerMessage, Welcome, agent_message, server_message,
 };
 use fairlead_proto::view::FoldError;
+use ipnet::IpNet;
 use rand::Rng as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -92,7 +93,7 @@ pub struct Sync {
     dataplane: Arc<Dataplane>,
     progress: watch::Receiver<Progress>,
     store: Arc<Mutex<Store>>,
-    cluster_id: String,
+    cluster: Welcome,
 }
 
 impl Sync {
@@ -102,7 +103,7 @@ impl Sync {
         greeting: Greeting,
         shared: Arc<Shared>,
         dataplane: Arc<Dataplane>,
-        (store, cluster_id): (Store, String),
+        (store, cluster): (Store, Welcome),
     ) -> Self {
         let progress = dataplane.progress.clone();
         Self {
@@ -112,7 +113,7 @@ impl Sync {
             dataplane,
             progress,
             store: Arc::new(Mutex::new(store)),
-            cluster_id,
+            cluster,
         }
     }
 
@@ -167,7 +168,7 @@ impl Sync {
         let channel = connect(server, &self.greeting.hello).await?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
         let (have, digest) = self.shared.have();
-        let hello = Hello { cluster_id: self.cluster_id.clone(), have, digest, ..self.greeting.hello.clone() };
+        let hello = Hello { cluster_id: self.cluster.cluster_id.clone(), have, digest, ..self.greeting.hello.clone() };
         let mut line = Line { outbound, owed: None, failed: None };
         line.send(agent_message::Kind::Hello(hello)).await?;
         let mut client = NodeSyncClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
@@ -239,12 +240,16 @@ impl Sync {
     }
 
     async fn welcome(&mut self, server: &str, welcome: &Welcome) -> Result<(), StreamEnd> {
-        if self.cluster_id.is_empty() {
-            self.cluster_id.clone_from(&welcome.cluster_id);
-            self.save().await;
+        let ours = &self.cluster.cluster_id;
+        if !ours.is_empty() && *ours != welcome.cluster_id {
+            return Err(StreamEnd::OtherCluster { ours: ours.clone(), theirs: welcome.cluster_id.clone() });
         }
-        if self.cluster_id != welcome.cluster_id {
-            return Err(StreamEnd::OtherCluster { ours: self.cluster_id.clone(), theirs: welcome.cluster_id.clone() });
+        // The same of every server.
+        let cluster = Welcome { server: String::new(), ..welcome.clone() };
+        if self.cluster != cluster {
+            self.cluster = cluster;
+            self.shared.set_service_cidrs(service_cidrs(&self.cluster));
+            self.save().await;
         }
         tracing::info!(server, name = welcome.server, cluster = welcome.cluster_id, "connected");
         Ok(())
@@ -267,7 +272,7 @@ impl Sync {
 
     /// Writes the whole view. A full disk doesn't keep the kernel from being programmed.
     async fn save(&mut self) {
-        let bytes = self.shared.look(|view| snapshot(&self.cluster_id, view));
+        let bytes = self.shared.look(|view| snapshot(&self.cluster, view));
         let store = self.store.clone();
         let write = move || store.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes);
         let written = tokio::task::spawn_blocking(write).await;
@@ -319,6 +324,12 @@ impl Line {
         let took_us = u64::try_from(progress.took.as_micros()).unwrap_or(u64::MAX);
         self.send(agent_message::Kind::Applied(Applied { revision: progress.applied, took_us })).await
     }
+}
+
+/// Ranges that the cluster's ClusterIPs come from.
+#[must_use]
+pub fn service_cidrs(cluster: &Welcome) -> Vec<IpNet> {
+    cluster.service_cidr.split(',').filter_map(|text| text.trim().parse().ok()).collect()
 }
 
 fn is_refusal(end: &StreamEnd) -> bool {

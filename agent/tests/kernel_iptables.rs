@@ -12,169 +12,38 @@
 
 mod common;
 
-use common::{endpoint, service, view};
+use common::net::{Net, PATIENCE, sh};
+use common::programmed::{Programmed, Services};
+use common::{endpoint, iptables as compile, service, view};
 use fairlead_agent::kernel::Kernel;
-use fairlead_agent::kernel::linux::{Flavor, Iptables, in_namespace};
-use fairlead_agent::plan::diff::{Style, diff, step};
-use fairlead_agent::plan::{Desired, Names, NodeFacts, compile};
+use fairlead_agent::kernel::linux::{Flavor, Iptables};
+use fairlead_agent::plan::iptables::diff::diff;
+use fairlead_agent::plan::iptables::{Op, Rule, Space, Table};
+use fairlead_agent::plan::{Family, IptablesPlane, Names, NodeFacts, Style};
 use fairlead_proto::v1::{
     Container, Endpoint, IntOrString, ObjectMeta, Pod, PodSpec, PodStatus, Probe, ServiceItem, TcpSocketAction,
     int_or_string,
 };
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
-use std::process::Command;
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// The node, its pods and the client, as namespaces; removed when dropped.
-struct Net {
-    prefix: String,
+fn iptables(net: &Net, flavor: Flavor) -> Iptables {
+    Iptables::new(Names::new("KUBE").unwrap()).in_namespace(Some(net.path("node"))).flavor(flavor)
 }
 
-impl Net {
-    fn build(tag: &str) -> Self {
-        require();
-        let net = Self { prefix: format!("fl{}{tag}", std::process::id()) };
-        for name in ["node", "pod1", "pod2", "out"] {
-            sh(&format!("ip netns add {}", net.name(name)));
-            sh(&format!("ip -n {} link set lo up", net.name(name)));
-        }
-        // A redirect would use up the ICMP allowance of the refusal that the tests wait for.
-        let quiet = "net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0";
-        sh(&format!(
-            "ip netns exec {} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 {quiet}",
-            net.name("node")
-        ));
-        for (index, name, v4, gateway, v6, gateway6) in [
-            (1, "pod1", "10.244.1.2", "10.244.1.1", "fd00:244:1::2", "fd00:244:1::1"),
-            (2, "pod2", "10.244.2.2", "10.244.2.1", "fd00:244:2::2", "fd00:244:2::1"),
-            (3, "out", "192.0.2.2", "192.0.2.1", "2001:db8::2", "2001:db8::1"),
-        ] {
-            let (node, other) = (net.name("node"), net.name(name));
-            sh(&format!("ip -n {node} link add v{index} type veth peer name eth0 netns {other}"));
-            for (namespace, link, ip, ip6) in
-                [(&node, format!("v{index}"), gateway, gateway6), (&other, "eth0".to_owned(), v4, v6)]
-            {
-                sh(&format!("ip -n {namespace} addr add {ip}/24 dev {link}"));
-                sh(&format!("ip -n {namespace} -6 addr add {ip6}/64 dev {link} nodad"));
-                sh(&format!("ip -n {namespace} link set {link} up"));
-            }
-            sh(&format!("ip -n {other} route add default via {gateway}"));
-            sh(&format!("ip -n {other} -6 route add default via {gateway6}"));
-        }
-        // A destination needs some route before OUTPUT can rewrite it.
-        sh(&format!("ip -n {} route add default via 192.0.2.2", net.name("node")));
-        for pod in ["pod1", "pod2"] {
-            net.serve(pod);
-        }
-        net
-    }
-
-    fn name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/run/netns/{}", self.name(name)))
-    }
-
-    fn inside<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
-        in_namespace(Some(&self.path(name)), work).unwrap()
-    }
-
-    /// A pod: answers TCP 8080 with "pod peer" and UDP 8053 with "pod".
-    fn serve(&self, pod: &'static str) {
-        let (tcp, udp) = self.inside(pod, || {
-            (TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080)).unwrap(), UdpSocket::bind("0.0.0.0:8053").unwrap())
-        });
-        std::thread::spawn(move || {
-            for mut stream in tcp.incoming().flatten() {
-                let peer = stream.peer_addr().unwrap().ip().to_canonical();
-                let _ = write!(stream, "{pod} {peer}");
-            }
-        });
-        std::thread::spawn(move || {
-            let mut buffer = [0; 64];
-            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(pod.as_bytes(), peer);
-            }
-        });
-    }
-
-    /// Connects so many times and counts the answers.
-    fn ask(&self, from: &str, to: &str, times: usize) -> BTreeMap<String, usize> {
-        let to: SocketAddr = to.parse().unwrap();
-        self.inside(from, || {
-            let mut answers = BTreeMap::new();
-            for _ in 0..times {
-                let answer = match TcpStream::connect_timeout(&to, PATIENCE) {
-                    Ok(mut stream) => {
-                        let mut text = String::new();
-                        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                        stream.read_to_string(&mut text).map(|_| text).unwrap_or_else(|error| error.to_string())
-                    }
-                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused".to_owned(),
-                    Err(error) => error.to_string(),
-                };
-                *answers.entry(answer).or_default() += 1;
-            }
-            answers
-        })
-    }
-
-    fn iptables(&self, flavor: Flavor) -> Iptables {
-        Iptables::new(Names::new("KUBE").unwrap()).in_namespace(Some(self.path("node"))).flavor(flavor)
-    }
-
-    /// Both tables of both families as text, without counters and dates.
-    fn dump(&self, flavor: &str) -> String {
-        let mut text = String::new();
-        for program in ["iptables", "ip6tables"] {
-            for table in ["nat", "filter"] {
-                let saved = sh(&format!("ip netns exec {} {program}-{flavor}-save -t {table}", self.name("node")));
-                let lines = saved
-                    .lines()
-                    .filter(|line| line.starts_with("-A") || (line.starts_with(':') && line.contains(" - ")));
-                text.extend(lines.map(|line| format!("{program} {table} {}\n", line.split(" [").next().unwrap())));
-            }
-        }
-        text
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        for name in ["pod1", "pod2", "out", "node"] {
-            let _ = Command::new("ip").args(["netns", "del", &self.name(name)]).output();
+/// Both tables of both families as text, without counters and dates.
+fn dump(net: &Net, flavor: &str) -> String {
+    let mut text = String::new();
+    for program in ["iptables", "ip6tables"] {
+        for table in ["nat", "filter"] {
+            let saved = sh(&format!("ip netns exec {} {program}-{flavor}-save -t {table}", net.name("node")));
+            let lines =
+                saved.lines().filter(|line| line.starts_with("-A") || (line.starts_with(':') && line.contains(" - ")));
+            text.extend(lines.map(|line| format!("{program} {table} {}\n", line.split(" [").next().unwrap())));
         }
     }
-}
-
-fn require() {
-    assert!(nix::unistd::geteuid().is_root(), "the kernel tests need root: run them as root (sudo make test)");
-    for (program, package) in [
-        ("ip", "iproute2"),
-        ("iptables-nft-save", "iptables"),
-        ("iptables-legacy-save", "iptables"),
-        ("conntrack", "conntrack"),
-    ] {
-        let found = Command::new(program).arg("--version").output().is_ok();
-        assert!(
-            found,
-            "{program} is missing: the kernel tests need the package {package} (apt-get install iptables iproute2 conntrack)"
-        );
-    }
-}
-
-fn sh(line: &str) -> String {
-    let words: Vec<&str> = line.split(' ').collect();
-    let output = Command::new(words[0]).args(&words[1..]).output().unwrap_or_else(|error| panic!("{line}: {error}"));
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    text
 }
 
 fn facts() -> NodeFacts {
@@ -182,37 +51,10 @@ fn facts() -> NodeFacts {
 }
 
 /// A kernel and what it was told to hold.
-struct Plane {
-    kernel: Iptables,
-    desired: Desired,
-}
+type Plane = Programmed<IptablesPlane>;
 
-impl Plane {
-    /// From what the kernel holds, as at an agent's start.
-    fn start(kernel: Iptables, services: &[(ServiceItem, Vec<Endpoint>)]) -> Self {
-        let desired = compile(&view(services), &facts());
-        let observed = kernel.observe().unwrap();
-        kernel.execute(&diff(&observed, &desired, Style::Edit)).unwrap();
-        let plane = Self { kernel, desired };
-        plane.holds();
-        plane
-    }
-
-    /// By the changes alone, as at a new view.
-    fn step(&mut self, services: &[(ServiceItem, Vec<Endpoint>)]) {
-        let changes = self.desired.changes_to(&compile(&view(services), &facts()));
-        assert!(self.desired.apply(&changes), "IPv6 stays as it is");
-        self.kernel.execute(&step(&changes, &facts())).unwrap();
-        self.holds();
-    }
-
-    fn holds(&self) {
-        assert_eq!(
-            diff(&self.kernel.observe().unwrap(), &self.desired, Style::Edit),
-            [],
-            "the kernel holds what is desired"
-        );
-    }
+fn start(kernel: Iptables, services: &Services) -> Plane {
+    Programmed::start(kernel, facts(), services)
 }
 
 const PODS: [&str; 2] = ["10.244.1.2", "10.244.2.2"];
@@ -242,7 +84,7 @@ fn who(answers: &BTreeMap<String, usize>) -> Vec<&str> {
 }
 
 fn packets_go_where_the_services_say(net: &Net, flavor: Flavor) {
-    let mut plane = Plane::start(net.iptables(flavor), &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
+    let mut plane = start(iptables(net, flavor), &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
 
     let answers = net.ask("pod1", "10.96.0.10:80", 40);
     // A pod that reaches itself sees the node; the other pod sees the pod.
@@ -315,8 +157,8 @@ fn udp_follows(net: &Net, plane: &mut Plane) {
 
 fn drift_is_repaired_and_a_restart_is_a_diff(net: &Net, (flavor, name): (Flavor, &str)) {
     let services = [web(&PODS), dns(&PODS), six(&["fd00:244:2::2"])];
-    let plane = Plane::start(net.iptables(flavor), &services);
-    let before = net.dump(name);
+    let plane = start(iptables(net, flavor), &services);
+    let before = dump(net, name);
     let node = net.name("node");
     for harm in [
         "-t nat -F KUBE-SERVICES",
@@ -338,17 +180,17 @@ fn drift_is_repaired_and_a_restart_is_a_diff(net: &Net, (flavor, name): (Flavor,
         lines.sort();
         lines
     };
-    assert_eq!(sorted(&net.dump(name)), sorted(&before));
+    assert_eq!(sorted(&dump(net, name)), sorted(&before));
     // A wrong edit is refused as a whole, and nothing of it stays.
-    let wrong = fairlead_agent::plan::Op::Delete {
-        space: fairlead_agent::plan::Space::new(fairlead_agent::plan::Family::V4, fairlead_agent::plan::Table::Nat),
+    let wrong = Op::Delete {
+        space: Space::new(Family::V4, Table::Nat),
         chain: "KUBE-SERVICES".into(),
-        line: fairlead_agent::plan::Rule::commented("not there").into(),
+        line: Rule::commented("not there").into(),
     };
     let said = plane.kernel.execute(&[wrong]).unwrap_err().to_string();
     assert!(said.contains("-D KUBE-SERVICES"), "{said}");
     // A restart with the same view, and then with a changed one, rewrites nothing that is right.
-    let again = Plane::start(net.iptables(flavor), &services);
+    let again = start(iptables(net, flavor), &services);
     let ops = diff(
         &again.kernel.observe().unwrap(),
         &compile(&view(&[web(&PODS[1..]), dns(&PODS), six(&["fd00:244:2::2"])]), &facts()),
@@ -373,29 +215,29 @@ fn cleanup_removes_ours_alone(net: &Net, (flavor, name): (Flavor, &str)) {
         let (program, rest) = foreign.split_once(' ').unwrap();
         sh(&format!("ip netns exec {node} {program}-{name} {rest}"));
     }
-    let before = net.dump(name);
-    let kernel = net.iptables(flavor);
+    let before = dump(net, name);
+    let kernel = iptables(net, flavor);
     let names = Names::new("KUBE").unwrap();
     for _ in 0..2 {
-        Plane::start(net.iptables(flavor), &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
-        assert_ne!(net.dump(name), before);
+        start(iptables(net, flavor), &[web(&PODS), dns(&PODS), closed(), six(&["fd00:244:2::2"])]);
+        assert_ne!(dump(net, name), before);
         fairlead_agent::clean(&kernel, &names).unwrap();
-        assert_eq!(net.dump(name), before);
+        assert_eq!(dump(net, name), before);
     }
     fairlead_agent::clean(&kernel, &names).unwrap();
     // IPv6 comes and goes with the services that need it.
-    Plane::start(net.iptables(flavor), &[web(&PODS), six(&["fd00:244:2::2"])]);
-    Plane::start(net.iptables(flavor), &[web(&PODS)]);
-    assert!(!net.dump(name).contains("ip6tables nat"));
+    start(iptables(net, flavor), &[web(&PODS), six(&["fd00:244:2::2"])]);
+    start(iptables(net, flavor), &[web(&PODS)]);
+    assert!(!dump(net, name).contains("ip6tables nat"));
     fairlead_agent::clean(&kernel, &names).unwrap();
-    assert_eq!(net.dump(name), before);
+    assert_eq!(dump(net, name), before);
 }
 
 /// The rules went in, and then a later table was refused: nobody would find these flows stale again.
 #[test]
 fn flows_are_forgotten_though_another_table_is_refused() {
     let net = Net::build("i");
-    let mut plane = Plane::start(net.iptables(Flavor::Nft), &[dns(&PODS[..1])]);
+    let mut plane = start(iptables(&net, Flavor::Nft), &[dns(&PODS[..1])]);
     let socket = net.inside("out", || UdpSocket::bind("0.0.0.0:0").unwrap());
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let ask = || {
@@ -404,22 +246,36 @@ fn flows_are_forgotten_though_another_table_is_refused() {
         socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
     };
     assert_eq!(ask().unwrap(), "pod1");
-    let changes = plane.desired.changes_to(&compile(&view(&[dns(&PODS[1..])]), &facts()));
-    assert!(plane.desired.apply(&changes));
-    let mut ops = step(&changes, &facts());
+    let mut ops = plane.desired.update_all(&view(&[dns(&PODS[1..])])).ops;
     ops.insert(
         0,
-        fairlead_agent::plan::Op::Delete {
-            space: fairlead_agent::plan::Space::new(
-                fairlead_agent::plan::Family::V6,
-                fairlead_agent::plan::Table::Filter,
-            ),
+        Op::Delete {
+            space: Space::new(Family::V6, Table::Filter),
             chain: "INPUT".into(),
-            line: fairlead_agent::plan::Rule::commented("not there").into(),
+            line: Rule::commented("not there").into(),
         },
     );
     plane.kernel.execute(&ops).unwrap_err();
     assert_eq!(ask().unwrap(), "pod2");
+}
+
+fn the_contract(net: &Net, flavor: Flavor) {
+    let rows = common::cases::table();
+    let services: Vec<_> = rows.iter().map(|row| (row.item.clone(), row.endpoints.clone())).collect();
+    let _plane: Plane = Programmed::start(iptables(net, flavor), common::cases::node(), &services);
+    let (wrong, count) = common::cases::hold(net);
+    assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count >= 150, "{count}");
+}
+
+#[test]
+fn the_contract_iptables_nft() {
+    the_contract(&Net::build("k"), Flavor::Nft);
+}
+
+#[test]
+fn the_contract_iptables_legacy() {
+    the_contract(&Net::build("l"), Flavor::Legacy);
 }
 
 #[test]
@@ -461,10 +317,11 @@ fn a_kube_proxy_is_not_disturbed() {
     {
         sh(&format!("ip netns exec {node} iptables-nft {rule}"));
     }
-    let before = net.dump("nft");
-    let said = fairlead_agent::clean(&net.iptables(Flavor::Nft), &Names::new("KUBE").unwrap()).unwrap_err().to_string();
+    let before = dump(&net, "nft");
+    let said =
+        fairlead_agent::clean(&iptables(&net, Flavor::Nft), &Names::new("KUBE").unwrap()).unwrap_err().to_string();
     assert!(said.contains("kube-proxy") && said.contains("--chain-prefix"), "{said}");
-    assert_eq!(net.dump("nft"), before);
+    assert_eq!(dump(&net, "nft"), before);
     // Beside it, under another prefix.
     let names = Names::new("FLEAD").unwrap();
     let kernel = Iptables::new(names.clone()).in_namespace(Some(net.path("node"))).flavor(Flavor::Nft);
@@ -472,7 +329,7 @@ fn a_kube_proxy_is_not_disturbed() {
     kernel.execute(&diff(&kernel.observe().unwrap(), &desired, Style::Edit)).unwrap();
     assert_eq!(net.ask("out", "10.96.0.10:80", 20).len(), 2);
     fairlead_agent::clean(&kernel, &names).unwrap();
-    assert_eq!(net.dump("nft"), before);
+    assert_eq!(dump(&net, "nft"), before);
 }
 
 #[tokio::test]

@@ -9,127 +9,18 @@
 
 mod common;
 
-use common::facts;
+use common::random::{any_view, between};
+use common::{facts, iptables as compile};
 use fairlead_agent::kernel::model::Tables;
-use fairlead_agent::plan::compile::Changes;
-use fairlead_agent::plan::diff::{Style, cleanup, diff, step};
-use fairlead_agent::plan::observed::Line;
-use fairlead_agent::plan::{Desired, Family, Names, NodeFacts, Op, Rule, Space, Table, compile, parse, restore};
-use fairlead_proto::v1::{Endpoint, EndpointPort, NodeDelta, ServiceItem, ServicePort};
+use fairlead_agent::plan::iptables::diff::{cleanup, diff};
+use fairlead_agent::plan::iptables::observed::Line;
+use fairlead_agent::plan::iptables::{Op, Rule, Space, Table, parse, restore};
+use fairlead_agent::plan::{Family, IptablesPlane, Names, NodeFacts, Style};
+use fairlead_proto::v1::{NodeDelta, ServiceItem, ServicePort};
 use fairlead_proto::view::{NodeView, Touched};
 use proptest::prelude::*;
 
-/// A service out of a few names and addresses, so that sequences meet the same ones again; None = not there.
-fn any_service() -> impl Strategy<Value = (ServiceItem, Vec<Endpoint>)> {
-    let kinds = prop::sample::select(vec!["ClusterIP", "NodePort", "LoadBalancer"]);
-    let flags = (any::<bool>(), any::<bool>(), prop::sample::select(vec![0_u32, 60]), any::<bool>());
-    let ports = prop::collection::btree_map(0..3_usize, prop::sample::select(vec!["TCP", "UDP", "SCTP", "bad"]), 0..3);
-    (0..4_u8, kinds, flags, ports, prop::collection::vec(any_endpoint(), 0..5), any::<bool>()).prop_map(
-        |(index, kind, (internal_local, external_local, affinity_seconds, external), ports, endpoints, dual)| {
-            let mut cluster_ips = vec![format!("10.96.0.{}", 10 + index)];
-            if dual {
-                cluster_ips.push(format!("fd00:96::{}", 10 + index));
-            }
-            let ports = ports.into_iter().map(|(at, protocol)| ServicePort {
-                name: format!("p{at}"),
-                protocol: protocol.into(),
-                port: 80 + i32::try_from(at).unwrap(),
-                node_port: 30_000 + i32::from(index) * 10 + i32::try_from(at).unwrap(),
-                ..ServicePort::default()
-            });
-            let list = |ip: &str| {
-                if external { vec![format!("{ip}{index}")] } else { Vec::new() }
-            };
-            let item = ServiceItem {
-                namespace: "default".into(),
-                name: format!("s{index}"),
-                r#type: kind.into(),
-                cluster_ips,
-                ports: ports.collect(),
-                external_ips: list("198.51.100.1"),
-                load_balancer_ips: list("198.51.100.2"),
-                load_balancer_source_ranges: if internal_local { list("192.0.2.") } else { Vec::new() },
-                affinity_seconds,
-                internal_local,
-                external_local,
-                ..ServiceItem::default()
-            };
-            (item, endpoints)
-        },
-    )
-}
-
-fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    let state = prop::sample::select(vec![
-        (true, true, false),
-        (false, true, true),
-        (false, false, true),
-        (false, false, false),
-    ]);
-    (0..6_u8, prop::sample::select(vec!["node1", "node2"]), state, any::<bool>()).prop_map(
-        |(index, node, (ready, serving, terminating), six)| Endpoint {
-            address: if six { format!("fd00:244::{index}") } else { format!("10.244.0.{index}") },
-            node_name: node.into(),
-            pod_name: format!("pod{index}"),
-            ready,
-            serving,
-            terminating,
-            ports: (0..3)
-                .flat_map(|at| {
-                    ["TCP", "UDP", "SCTP"].map(|protocol| EndpointPort {
-                        name: format!("p{at}"),
-                        port: 8080 + at,
-                        protocol: protocol.into(),
-                        app_protocol: None,
-                    })
-                })
-                .collect(),
-            ..Endpoint::default()
-        },
-    )
-}
-
-fn any_view() -> impl Strategy<Value = NodeView> {
-    prop::collection::vec(any_service(), 0..5).prop_map(|services| {
-        // A name twice: the last one counts, as in an upsert; its endpoints are of all.
-        common::view(&services)
-    })
-}
-
-/// The delta between two views, as a server might send it.
-fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDelta {
-    let mut delta = NodeDelta { from: Some(from), to, ..NodeDelta::default() };
-    delta.remove_services =
-        old.services.keys().filter(|name| !new.services.contains_key(name)).map(ToString::to_string).collect();
-    let whole = new.to_delta();
-    for (name, service) in &new.services {
-        let before = old.services.get(name);
-        if before == Some(service) {
-            continue;
-        }
-        delta.upsert_services.push(service.item.clone());
-        for id in before
-            .into_iter()
-            .flat_map(|before| before.endpoints.keys())
-            .filter(|id| !service.endpoints.contains_key(*id))
-        {
-            delta.remove_endpoints.push(fairlead_proto::v1::EndpointRef {
-                namespace: name.namespace.clone(),
-                service: name.name.clone(),
-                address: id.0.clone(),
-                pod_name: id.1.clone(),
-            });
-        }
-        delta.upsert_endpoints.extend(
-            whole
-                .upsert_endpoints
-                .iter()
-                .filter(|item| item.namespace == name.namespace && item.service == name.name)
-                .cloned(),
-        );
-    }
-    delta
-}
+type Desired = fairlead_agent::plan::Desired<IptablesPlane>;
 
 fn programmed(desired: &Desired) -> Tables {
     let mut tables = Tables::default();
@@ -178,9 +69,9 @@ proptest! {
                     desired = Some(first);
                 }
                 Some(desired) => {
-                    let changes: Changes = desired.changes(&view, &touched.services);
-                    if desired.apply(&changes) {
-                        tables.execute(&step(&changes, &facts)).unwrap();
+                    let step = desired.update(&view, &touched.services);
+                    if step.complete {
+                        tables.execute(&step.ops).unwrap();
                     } else {
                         let ops = diff(&tables.observed, desired, Style::Edit);
                         tables.execute(&ops).unwrap();
@@ -231,7 +122,7 @@ proptest! {
     fn what_is_written_reads_back_the_same(view in any_view()) {
         let facts = facts("node1");
         let desired = compile(&view, &facts);
-        for (_, rules) in Family::ALL.iter().flat_map(|family| desired.rules(*family)) {
+        for rules in desired.services.values().flat_map(|rules| Family::ALL.map(|family| rules.family(family))) {
             for rule in rules.chains.values().flatten().chain(rules.entries.iter().map(|(_, rule)| rule)) {
                 let parsed = parse::rule(&rule.to_string());
                 prop_assert_eq!(parsed.as_ref(), Some(rule));
@@ -282,9 +173,9 @@ fn stale_udp_flows_are_forgotten_last_and_exactly() {
     let forgotten = |from: &NodeView, to: &NodeView| {
         let mut tables = programmed(&compile(from, &facts));
         let mut desired = compile(from, &facts);
-        let changes = desired.changes_to(&compile(to, &facts));
-        assert!(desired.apply(&changes));
-        let ops = step(&changes, &facts);
+        let step = desired.update_all(to);
+        assert!(step.complete);
+        let ops = step.ops;
         let whole = diff(&tables.observed, &compile(to, &facts), Style::Edit);
         let flows = |ops: &[Op]| {
             ops.iter()

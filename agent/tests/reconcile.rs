@@ -12,8 +12,9 @@ mod common;
 use common::{endpoint, facts, full, service};
 use fairlead_agent::kernel::model::Model;
 use fairlead_agent::kernel::{Kernel, KernelError};
-use fairlead_agent::plan::diff::{Style, diff};
-use fairlead_agent::plan::{Family, Observed, Op, Space, Table, compile};
+use fairlead_agent::plan::iptables::diff::diff;
+use fairlead_agent::plan::iptables::{Observed, Op, Space, Table};
+use fairlead_agent::plan::{Family, IptablesPlane, Style};
 use fairlead_agent::reconcile::{Progress, Reconcile};
 use fairlead_agent::shared::Shared;
 use fairlead_proto::v1::{EndpointItem, NodeDelta};
@@ -35,7 +36,7 @@ struct Moody {
     batches: Mutex<Vec<Vec<Op>>>,
 }
 
-impl Kernel for Moody {
+impl Kernel<IptablesPlane> for Moody {
     fn mode(&self) -> &'static str {
         "moody"
     }
@@ -65,7 +66,7 @@ struct Rig {
 
 impl Rig {
     fn start(kernel: Moody, audit: Duration) -> Self {
-        let shared = Arc::new(Shared::new(NodeView::default()));
+        let shared = Arc::new(Shared::new(NodeView::default(), facts("node1").service_cidrs));
         let kernel = Arc::new(kernel);
         let (sender, progress) = watch::channel(Progress::default());
         let cancel = CancellationToken::new();
@@ -89,7 +90,7 @@ impl Rig {
 
     /// What the kernel would still have to do.
     fn left(&self) -> Vec<Op> {
-        let desired = self.shared.look(|view| compile(view, &facts("node1")));
+        let desired = self.shared.look(|view| common::iptables(view, &common::facts("node1")));
         diff(&self.kernel.model.tables().observed, &desired, Style::Edit)
     }
 }

@@ -2,7 +2,7 @@
 # Measures Fairlead beside its peers, in one run on one machine: read the ratios, not the absolute figures.
 # 1. Writes and linearizable reads on three servers on loopback, beside three of Debian's etcd on the same disk.
 # 2. Endpoint change → programmed rule → first answered connection, with 1,000 and 5,000 services, in a network namespace
-#    of its own, beside a full iptables-restore of the same rules (what a full sync would cost).
+#    of its own, with iptables and with nftables, beside a full iptables-restore of the same rules (a full sync's cost).
 # Usage: bench.sh FAIRLEAD LOAD   (the binary and the load program). SECONDS_EACH, CLIENTS and SERVICES override.
 set -euo pipefail
 fairlead=$1 load=$2
@@ -40,24 +40,30 @@ wait_for curl -sf http://127.0.0.1:18400/health
 for op in write read; do "$load" load --on etcd --op $op --servers 127.0.0.1:18400,127.0.0.1:18410,127.0.0.1:18420 --clients "$clients" --seconds "$each"; done
 stop_all
 
-echo "== endpoint change, one server and one agent in a network namespace, $(iptables --version)"
+echo "== endpoint change, one server and one agent in a network namespace, $(iptables --version), $(nft --version)"
 for size in $sizes; do
-  netns="fl-bench-$$"
-  ip netns add "$netns"
-  ip -n "$netns" link set lo up
-  for a in 10.244.0.1 10.244.0.2; do ip -n "$netns" addr add "$a/32" dev lo; done
-  ip -n "$netns" route add 10.96.0.0/12 dev lo src 10.244.0.1
-  ip -n "$netns" route add 10.245.0.0/16 dev lo src 10.244.0.1
-  start ip netns exec "$netns" "$fairlead" --insecure server --name b1 --data-dir "$work/s$size" --listen-dns 127.0.0.1:7453
-  wait_for ip netns exec "$netns" "$fairlead" --insecure --server 127.0.0.1:7400 get ns default
-  start ip netns exec "$netns" "$fairlead" --insecure --server 127.0.0.1:7400 agent --node-name bench --mode iptables \
-    --state-dir "$work/a$size" --node-ip 10.244.0.1 --renew-seconds 1 --grace-seconds 30
-  ip netns exec "$netns" "$load" endpoint --server 127.0.0.1:7400 --services "$size" --rounds 20
-  ip netns exec "$netns" iptables-save > "$work/rules"
-  from=$(date +%s%N)
-  ip netns exec "$netns" iptables-restore < "$work/rules"
-  echo "$(printf %6d "$size") services: a full iptables-restore of the same $(grep -c '^-A' "$work/rules") rules takes $((($(date +%s%N) - from) / 1000000)) ms"
-  stop_all
-  ip netns del "$netns"
-  netns=""
+  for mode in iptables nftables; do
+    netns="fl-bench-$$"
+    ip netns add "$netns"
+    ip -n "$netns" link set lo up
+    for a in 10.244.0.1 10.244.0.2; do ip -n "$netns" addr add "$a/32" dev lo; done
+    ip -n "$netns" route add 10.96.0.0/12 dev lo src 10.244.0.1
+    ip -n "$netns" route add 10.245.0.0/16 dev lo src 10.244.0.1
+    start ip netns exec "$netns" "$fairlead" --insecure server --name b1 --data-dir "$work/s$size$mode" --listen-dns 127.0.0.1:7453
+    wait_for ip netns exec "$netns" "$fairlead" --insecure --server 127.0.0.1:7400 get ns default
+    start ip netns exec "$netns" "$fairlead" --insecure --server 127.0.0.1:7400 agent --node-name bench --mode "$mode" \
+      --state-dir "$work/a$size$mode" --node-ip 10.244.0.1 --renew-seconds 1 --grace-seconds 30
+    agent_pid=${pids[-1]}
+    ip netns exec "$netns" "$load" endpoint --server 127.0.0.1:7400 --services "$size" --rounds 20 | sed "s/^/$mode /"
+    echo "$mode $(printf %6d "$size") services: the agent holds $(awk '/^VmRSS/ {printf "%.1f MiB", $2 / 1024}' "/proc/$agent_pid/status")"
+    if [ "$mode" = iptables ]; then
+      ip netns exec "$netns" iptables-save > "$work/rules"
+      from=$(date +%s%N)
+      ip netns exec "$netns" iptables-restore < "$work/rules"
+      echo "iptables $(printf %6d "$size") services: a full iptables-restore of the same $(grep -c '^-A' "$work/rules") rules takes $((($(date +%s%N) - from) / 1000000)) ms"
+    fi
+    stop_all
+    ip netns del "$netns"
+    netns=""
+  done
 done

@@ -2,12 +2,14 @@
 # Shows the whole path, from a Service manifest to a packet in the right pod, on three nodes and three servers that are
 # network namespaces and real processes of this machine; nginx is Debian's. Every step is checked with a real answer and
 # timed; the exit status is 0 only if all held. It leaves nothing behind, also after Ctrl-C.
-# Usage: demo.sh FAIRLEAD    (the binary)
+# Usage: demo.sh FAIRLEAD    (the binary). MODE=iptables|nftables chooses the data plane.
 set -euo pipefail
 fairlead=$(realpath -m "${1:?usage: demo.sh FAIRLEAD}")
 cd "$(dirname "$0")"
 [ -x "$fairlead" ] || { echo "demo.sh: $fairlead is not there: make build" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "demo.sh: network namespaces need root: sudo make demo" >&2; exit 1; }
+mode=${MODE:-iptables}
+case $mode in iptables | nftables) ;; *) echo "demo.sh: MODE=$mode: choose iptables or nftables" >&2; exit 2 ;; esac
 unset "${!FAIRLEAD_@}"
 . ./net.sh
 
@@ -70,7 +72,7 @@ start_server() {
 }
 start_agent() {
   local n=$1
-  start "agent$n" "node$n" "$fairlead" --insecure --server "$servers" agent --node-name "node$n" --mode iptables \
+  start "agent$n" "node$n" "$fairlead" --insecure --server "$servers" agent --node-name "node$n" --mode "$mode" \
     --state-dir "$work/agent$n" --node-ip "10.0.0.1$n" --renew-seconds 1 --grace-seconds 5 \
     --cluster-cidr 10.244.0.0/16 --pod-cidr "10.244.$n.0/24"
 }
@@ -108,7 +110,17 @@ nodes_ready() { [ "$(fl get nodes --no-headers 2> /dev/null | grep -cw Ready)" =
 endpoints() { fl get endpoints nginx-service -o 'jsonpath={range .subsets[*].addresses[*]}{.ip}{" "}{.nodeName}{"\n"}{end}' | sort; }
 endpoints_are() { [ "$(endpoints)" = "$(printf '%s\n' "$@")" ]; }
 # Rules as the kernels have them.
-kernel_rules() { ns "node$1" iptables-save -t nat; }
+# What the kernel of a node holds, and how a rule or an element there names an endpoint and the ClusterIP.
+case $mode in
+  iptables)
+    kernel_rules() { ns "node$1" iptables-save -t nat; }
+    to_endpoint() { echo "--to-destination $1:80"; }
+    to_vip() { echo "-d $vip/32"; } ;;
+  nftables)
+    kernel_rules() { ns "node$1" nft list table ip fairlead; }
+    to_endpoint() { echo "$1 . 80"; }
+    to_vip() { echo "$vip . tcp . 80"; } ;;
+esac
 every_kernel_has() { local n; for n in 1 2 3; do kernel_rules $n | grep -F -- "$1" > /dev/null || return 1; done; }
 no_kernel_has() { local n; for n in 1 2 3; do ! kernel_rules $n | grep -F -- "$1" > /dev/null || return 1; done; }
 # requests FROM URL: sixty, a connection each; the names of the pods that answered
@@ -167,12 +179,12 @@ endpoints | show
 held "three pods, one on each node"
 
 step "the rules on the nodes"
-for n in 1 2 3; do within 10 "a node has no rule for 10.244.$n.2" every_kernel_has "--to-destination 10.244.$n.2:80"; done
-every_kernel_has "-d $vip/32" || fail "a node has no rule for $vip"
-say "fairlead dataplane list --node node2 -o rules | grep nginx-service"
+for n in 1 2 3; do within 10 "a node has no rule for 10.244.$n.2" every_kernel_has "$(to_endpoint "10.244.$n.2")"; done
+every_kernel_has "$(to_vip)" || fail "a node has no rule for $vip"
+say "fairlead dataplane list --node node2 -o rules | grep …"
 fl dataplane list --node node2 -o rules > "$work/rules"
-grep -F nginx-service "$work/rules" | head -n 12 | cut -c 1-150 | show
-grep -F -- "-d $vip/32" "$work/rules" > /dev/null || fail "dataplane list does not show them"
+grep -F -e nginx-service -e "$vip" -e "10.244." "$work/rules" | head -n 12 | cut -c 1-150 | show
+grep -F -- "$(to_vip)" "$work/rules" > /dev/null || fail "dataplane list does not show them"
 held "in all three kernels"
 
 step "dig"
@@ -212,7 +224,7 @@ fl apply -f "$work/pod4.yaml" | show
 takes_traffic() { requests node2 "http://$vip/" | grep -qx pod4; }
 within 10 "it gets no request" takes_traffic
 taken=$(($(now) - begun))
-within 5 "a node has no rule for it" every_kernel_has "--to-destination 10.244.1.3:80"
+within 5 "a node has no rule for it" every_kernel_has "$(to_endpoint 10.244.1.3)"
 all_from pod2 "http://$vip/" pod1 pod3 pod4
 all_from pod1 "http://$vip/" pod1 pod3 pod4
 held "takes traffic after $taken ms"

@@ -2,7 +2,7 @@
 
 use crate::kernel::model::Tables;
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::{Observed, Op};
+use crate::plan::iptables::{IptablesPlane, Observed, Op};
 use std::sync::{Mutex, PoisonError};
 
 /// Renders and remembers.
@@ -11,7 +11,7 @@ pub struct DryRun {
     tables: Mutex<Tables>,
 }
 
-impl Kernel for DryRun {
+impl Kernel<IptablesPlane> for DryRun {
     fn mode(&self) -> &'static str {
         "dry-run"
     }

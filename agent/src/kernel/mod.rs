@@ -1,40 +1,63 @@
 //! The one trait between plans and kernels, and its implementations: Linux, dry-run, and the model that tests trust.
 //!
-//! INVARIANT: a batch of ops that a kernel refuses changes nothing in the table that refused it.
+//! INVARIANT: a transaction that a kernel refuses changes nothing; what a refused batch left is found by reading it.
 
 pub mod dry_run;
 pub mod linux;
 pub mod model;
 pub mod trace;
 
-use crate::plan::{Observed, Op};
+use crate::plan::Plane;
+
+/// Told that somebody else changed what is ours; `false`: nobody listens any more.
+pub type Notice = Box<dyn FnMut() -> bool + Send>;
 
 /// A packet filter that can be read and changed. Calls block; they may run on different threads at once.
-pub trait Kernel: Send + Sync {
+pub trait Kernel<P: Plane>: Send + Sync {
     /// Name of the mode, as users see it.
     fn mode(&self) -> &'static str;
 
-    /// What it holds of ours, and its built-in chains.
+    /// What it holds of ours, and where that is joined to what isn't.
     ///
     /// # Errors
     /// [`KernelError`] if it can't be read.
-    fn observe(&self) -> Result<Observed, KernelError>;
+    fn observe(&self) -> Result<P::Observed, KernelError>;
 
     /// Executes a batch. Forgetting flows comes last, and its failure is logged, never an error: the rules are what counts.
     ///
     /// # Errors
     /// [`KernelError`]; what it then holds must be observed.
-    fn execute(&self, ops: &[Op]) -> Result<(), KernelError>;
+    fn execute(&self, ops: &[P::Op]) -> Result<(), KernelError>;
+
+    /// Has `notice` called, on a thread of its own, whenever somebody else changed what is ours, until it answers `false`.
+    /// `Ok(false)`: this kernel doesn't tell.
+    ///
+    /// # Errors
+    /// [`KernelError`] if it can't be listened to.
+    fn watch(&self, notice: Notice) -> Result<bool, KernelError> {
+        drop(notice);
+        Ok(false)
+    }
 }
 
 /// Why a kernel couldn't be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// A program is missing.
-    #[error("{program} is not installed: install the package iptables (Debian: apt-get install iptables)")]
+    #[error("{program} is not installed: install the package {package} (Debian: apt-get install {package})")]
     Missing {
         /// Its name.
         program: String,
+        /// The package that has it.
+        package: &'static str,
+    },
+    /// The kernel refused a netlink request.
+    #[error("netlink, {what}: {source}")]
+    Netlink {
+        /// What was asked.
+        what: String,
+        /// Why.
+        source: std::io::Error,
     },
     /// A program couldn't be run.
     #[error("can't run {program}: {source}")]

@@ -4,8 +4,8 @@
 
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::flows::Flows;
-use crate::plan::observed::Line;
-use crate::plan::{Observed, Op, Space};
+use crate::plan::iptables::observed::Line;
+use crate::plan::iptables::{IptablesPlane, Observed, Op, Space};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -116,7 +116,7 @@ impl Model {
     }
 }
 
-impl Kernel for Model {
+impl Kernel<IptablesPlane> for Model {
     fn mode(&self) -> &'static str {
         "model"
     }

@@ -3,9 +3,11 @@
 //! The order is the kernel's: nat PREROUTING or OUTPUT, routing, filter INPUT, FORWARD or OUTPUT, nat POSTROUTING. Only
 //! the first packet of a connection is followed: the others do what conntrack remembers of it.
 
-use crate::plan::observed::Observed;
-use crate::plan::rule::{Net, Protocol, Recent, Rule, Target};
-use crate::plan::{Family, Space, Table};
+use crate::plan::Family;
+use crate::plan::iptables::observed::Observed;
+use crate::plan::iptables::rule::{Net, Recent, Rule, Target};
+use crate::plan::iptables::{Space, Table};
+use crate::plan::service::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -175,7 +177,7 @@ impl Tracer<'_> {
                 }
                 Target::Accept => ended.push((walk, Verdict::Pass)),
                 Target::Drop => ended.push((walk, Verdict::Dropped)),
-                Target::Reject => ended.push((walk, Verdict::Rejected)),
+                Target::Reject | Target::Reset => ended.push((walk, Verdict::Rejected)),
                 Target::Masquerade => ended.push((walk, Verdict::Masquerade)),
                 Target::Dnat(endpoint) => ended.push((walk, Verdict::Rewritten(*endpoint))),
             }

@@ -1,46 +1,53 @@
-//! `compile`: a node's view to the rules that its kernel should hold.
+//! `compile`: a node's view to the rules that its kernel should hold, in a plane.
 //!
-//! Laws: `compile(view)` is what any sequence of [`Desired::change`]s to that view gives; a change costs O(touched
+//! Laws: `compile(view)` asks for what any sequence of [`Desired::update`]s to that view does; an update costs O(touched
 //! services), however many there are.
 
-use crate::plan::iptables::{self, FamilyRules, ServiceRules};
-use crate::plan::{Family, NodeFacts};
+use crate::plan::NodeFacts;
+use crate::plan::plane::Plane;
 use fairlead_proto::view::{NamespacedName, NodeView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The rules that a node's kernel should hold, by the service that asks for them. Cloning shares them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Desired {
+pub struct Desired<P: Plane> {
     /// Rules of each service; one without rules isn't there.
-    pub services: BTreeMap<NamespacedName, Arc<ServiceRules>>,
+    pub services: BTreeMap<NamespacedName, Arc<P::Rules>>,
     /// The node.
     pub facts: NodeFacts,
     /// Zone that the rules were compiled for.
     pub zone: String,
-    v6_services: usize,
+    /// What services share.
+    pub book: P::Book,
 }
 
 /// A service's rules before and after.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
+pub struct Change<P: Plane> {
     /// Before; `None`: it had none.
-    pub old: Option<Arc<ServiceRules>>,
+    pub old: Option<Arc<P::Rules>>,
     /// After; `None`: it has none.
-    pub new: Option<Arc<ServiceRules>>,
+    pub new: Option<Arc<P::Rules>>,
 }
 
 /// Changes of services' rules, by service.
-pub type Changes = BTreeMap<NamespacedName, Change>;
+pub type Changes<P> = BTreeMap<NamespacedName, Change<P>>;
+
+/// What an update asks of a kernel that holds what was desired before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step<P: Plane> {
+    /// The ops.
+    pub ops: Vec<P::Op>,
+    /// They are all there is to it; if not, the kernel must be read.
+    pub complete: bool,
+}
 
 /// Compiles a whole view.
 #[must_use]
-pub fn compile(view: &NodeView, facts: &NodeFacts) -> Desired {
+pub fn compile<P: Plane>(view: &NodeView, facts: &NodeFacts) -> Desired<P> {
     let mut desired = Desired::empty(facts.clone());
-    desired.zone = zone(view, facts);
-    let all = view.services.keys().cloned().collect();
-    let changes = desired.changes(view, &all);
-    desired.apply(&changes);
+    desired.update_all(view);
     desired
 }
 
@@ -50,63 +57,36 @@ pub fn zone(view: &NodeView, facts: &NodeFacts) -> String {
     view.nodes.get(&facts.node_name).map(|node| node.zone.clone()).unwrap_or_default()
 }
 
-impl Desired {
+impl<P: Plane> Desired<P> {
     /// No service.
     #[must_use]
     pub fn empty(facts: NodeFacts) -> Self {
-        Self { services: BTreeMap::new(), facts, zone: String::new(), v6_services: 0 }
+        Self { services: BTreeMap::new(), facts, zone: String::new(), book: P::Book::default() }
     }
 
-    /// What the touched services' rules are now and become with a view; services whose rules stay are left out.
-    #[must_use]
-    pub fn changes(&self, view: &NodeView, touched: &BTreeSet<NamespacedName>) -> Changes {
+    /// Brings it to a view of which anything may have changed.
+    pub fn update_all(&mut self, view: &NodeView) -> Step<P> {
+        self.zone = zone(view, &self.facts);
+        let all = self.services.keys().chain(view.services.keys()).cloned().collect();
+        self.update(view, &all)
+    }
+
+    /// Brings it to a view of which these services changed.
+    pub fn update(&mut self, view: &NodeView, touched: &BTreeSet<NamespacedName>) -> Step<P> {
         let mut changes = Changes::new();
         for name in touched {
             let old = self.services.get(name).cloned();
-            let compiled = view.services.get(name).map(|service| iptables::service(service, &self.facts, &self.zone));
-            let new = compiled.filter(|rules| !rules.v4.is_empty() || !rules.v6.is_empty()).map(Arc::new);
+            let compile = |service| P::service(service, (&self.facts, &self.zone), (old.as_deref(), &mut self.book));
+            let new = view.services.get(name).and_then(compile).map(Arc::new);
             if old != new {
+                match &new {
+                    Some(new) => self.services.insert(name.clone(), new.clone()),
+                    None => self.services.remove(name),
+                };
                 changes.insert(name.clone(), Change { old, new });
             }
         }
-        changes
-    }
-
-    /// The same for every service of either.
-    #[must_use]
-    pub fn changes_to(&self, other: &Self) -> Changes {
-        let names: BTreeSet<_> = self.services.keys().chain(other.services.keys()).collect();
-        let change = |name: &NamespacedName| Change {
-            old: self.services.get(name).cloned(),
-            new: other.services.get(name).cloned(),
-        };
-        let all = names.into_iter().map(|name| (name.clone(), change(name)));
-        all.filter(|(_, change)| change.old != change.new).collect()
-    }
-
-    /// Makes changes. True if they are all there is to it: the IPv6 tables neither came into use nor went out of it.
-    pub fn apply(&mut self, changes: &Changes) -> bool {
-        let before = self.uses(Family::V6);
-        let has_v6 =
-            |rules: &Option<Arc<ServiceRules>>| usize::from(rules.as_ref().is_some_and(|rules| !rules.v6.is_empty()));
-        for (name, change) in changes {
-            self.v6_services = (self.v6_services + has_v6(&change.new)).saturating_sub(has_v6(&change.old));
-            match &change.new {
-                Some(new) => self.services.insert(name.clone(), new.clone()),
-                None => self.services.remove(name),
-            };
-        }
-        before == self.uses(Family::V6)
-    }
-
-    /// True if the family's tables hold anything of ours: IPv6 ones only while some service needs them.
-    #[must_use]
-    pub fn uses(&self, family: Family) -> bool {
-        family == Family::V4 || self.v6_services > 0
-    }
-
-    /// Every service's rules in a family.
-    pub fn rules(&self, family: Family) -> impl Iterator<Item = (&NamespacedName, &FamilyRules)> {
-        self.services.iter().map(move |(name, rules)| (name, rules.family(family)))
+        let (ops, complete) = P::step(&changes, &self.facts, &mut self.book);
+        Step { ops, complete }
     }
 }

@@ -3,9 +3,7 @@
 //! The kernel decides a flow's endpoint once and remembers it while packets come. UDP has no end, so a flow to a gone
 //! endpoint would be lost for ever (kubernetes/kubernetes#139628, #141275): it must be forgotten, after the rules changed.
 
-use crate::plan::observed::Observed;
-use crate::plan::rule::{Protocol, Rule, Target};
-use crate::plan::{Desired, Family, Names, NodeFacts, Space, Table};
+use crate::plan::{Family, NodeFacts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,57 +25,6 @@ pub type Frontend = (Option<IpAddr>, u16);
 
 /// Endpoints behind each UDP frontend.
 pub type Bindings = BTreeMap<Frontend, BTreeSet<SocketAddr>>;
-
-/// Bindings that some rules make: entries, and the chains they lead to.
-pub fn bindings<'a>(entries: impl Iterator<Item = &'a Rule>, chain: &dyn Fn(&str) -> Vec<&'a Rule>) -> Bindings {
-    let mut bindings = Bindings::new();
-    for entry in entries {
-        let (Some(Protocol::Udp), Some(port), Some(target)) =
-            (entry.protocol, entry.destination_port, entry.jumps_to())
-        else {
-            continue;
-        };
-        let address = entry.destination.filter(|net| !net.negated).map(|net| net.net.addr());
-        let endpoints = bindings.entry((address, port)).or_default();
-        let mut seen = BTreeSet::from([target]);
-        let mut rest = vec![target];
-        while let Some(name) = rest.pop() {
-            for rule in chain(name) {
-                match &rule.target {
-                    Target::Dnat(endpoint) => {
-                        endpoints.insert(*endpoint);
-                    }
-                    Target::Jump(next) if seen.insert(next) => rest.push(next),
-                    _ => {}
-                }
-            }
-        }
-    }
-    bindings
-}
-
-/// Bindings in a kernel.
-#[must_use]
-pub fn observed(observed: &Observed, family: Family, names: &Names) -> Bindings {
-    let space = Space::new(family, Table::Nat);
-    let rules = |chain: &str| -> Vec<&Rule> {
-        observed.chain(space, chain).iter().filter_map(|line| line.rule.as_ref()).collect()
-    };
-    let entries = [names.services(), names.node_ports()].into_iter().flat_map(|chain| rules(&chain));
-    bindings(entries, &rules)
-}
-
-/// Bindings of all services.
-#[must_use]
-pub fn desired(desired: &Desired, family: Family) -> Bindings {
-    desired.rules(family).fold(Bindings::new(), |mut all, (_, rules)| {
-        let chain = |name: &str| -> Vec<&Rule> { rules.chains.get(name).into_iter().flatten().collect() };
-        for (frontend, endpoints) in bindings(rules.entries.iter().map(|(_, rule)| rule), &chain) {
-            all.entry(frontend).or_default().extend(endpoints);
-        }
-        all
-    })
-}
 
 /// What must be forgotten when bindings change.
 #[must_use]

@@ -1,29 +1,21 @@
 //! From a node's view to the rules its kernel should hold, and from what it holds to the steps between. Pure.
 //!
-//! [`compile`] turns services into rules, [`diff`] turns a difference into [`Op`]s, [`parse`] reads what `iptables-save`
-//! prints and [`restore`] writes what `iptables-restore` reads. No IO, no clock, no randomness: the same view gives the
-//! same rules on every node and in every test.
+//! `service` says what a service asks of any kernel, a [`Plane`] turns that into rules and a difference of rules into ops,
+//! [`compile`] does so for a whole view. No IO, no clock, no randomness.
 
 pub mod compile;
-pub mod diff;
 pub mod flows;
 pub mod iptables;
-pub mod names;
-pub mod observed;
-pub mod parse;
-mod port;
-pub mod restore;
-pub mod rule;
+pub mod nftables;
+pub mod plane;
 pub mod service;
 
-pub use compile::{Change, Desired, compile};
-pub use diff::Op;
-pub use names::{InvalidPrefix, Names};
-pub use observed::Observed;
-pub use rule::Rule;
+pub use compile::{Change, Changes, Desired, Step, compile};
+pub use iptables::{InvalidPrefix, IptablesPlane, Names};
+pub use nftables::NftablesPlane;
+pub use plane::{Plane, Style};
 
 use ipnet::IpNet;
-use std::fmt;
 use std::net::IpAddr;
 
 /// An address family; each has tables of its own.
@@ -46,62 +38,8 @@ impl Family {
     }
 }
 
-/// A table of the packet filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Table {
-    /// Where destinations and sources are rewritten.
-    Nat,
-    /// Where packets are refused.
-    Filter,
-}
-
-impl Table {
-    /// Its name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nat => "nat",
-            Self::Filter => "filter",
-        }
-    }
-}
-
-/// A table of one family: what a chain lives in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Space {
-    /// Family.
-    pub family: Family,
-    /// Table.
-    pub table: Table,
-}
-
-impl Space {
-    /// Every one, in the order in which rules are written.
-    pub const ALL: [Self; 4] = [
-        Self::new(Family::V4, Table::Filter),
-        Self::new(Family::V4, Table::Nat),
-        Self::new(Family::V6, Table::Filter),
-        Self::new(Family::V6, Table::Nat),
-    ];
-
-    /// Makes one.
-    #[must_use]
-    pub const fn new(family: Family, table: Table) -> Self {
-        Self { family, table }
-    }
-}
-
-impl fmt::Display for Space {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.family {
-            Family::V4 => f.write_str(self.table.name()),
-            Family::V6 => write!(f, "{} (IPv6)", self.table.name()),
-        }
-    }
-}
-
 /// What compiling needs to know of the node itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
     /// Name of the node: an endpoint with this node name is local.
     pub node_name: String,
@@ -112,6 +50,8 @@ pub struct NodeFacts {
     /// Sources that are inside: the cluster's pods, or this node's. Others are masqueraded on their way to a ClusterIP.
     /// Empty = unknown, so nobody is.
     pub local_cidrs: Vec<IpNet>,
+    /// Ranges that ClusterIPs come from; an address of one that no service has is dropped. Empty = not known yet.
+    pub service_cidrs: Vec<IpNet>,
     /// Masquerade everything that goes to a ClusterIP.
     pub masquerade_all: bool,
     /// The kernel takes TCP packets outside the window for valid (`nf_conntrack_tcp_be_liberal`): then none is dropped as

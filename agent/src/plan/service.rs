@@ -3,13 +3,46 @@
 //! The rules are kube-proxy's (`CategorizeEndpoints`, KEP-1669 for terminating endpoints, KEP-3015 and KEP-4444 for
 //! traffic distribution). Whatever doesn't make sense in the input (port 0, not an address) is left out, never guessed.
 
-use crate::plan::rule::Protocol;
 use crate::plan::{Family, NodeFacts};
 use fairlead_proto::v1::{Endpoint, ServiceItem, ServicePort};
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// From Kubernetes' spelling; empty means TCP.
+    #[must_use]
+    pub fn from_kubernetes(text: &str) -> Option<Self> {
+        match text {
+            "" | "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
+    /// As rules and hashes spell it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
 
 /// One port of a service in one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,13 @@
 //! What several tests need: views of services made in a line each, and facts of a node.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic, reason = "each test uses a part; tests fail by panicking")]
 
+pub mod cases;
+pub mod net;
+pub mod programmed;
+pub mod random;
 pub mod server;
 
-use fairlead_agent::plan::{Names, NodeFacts};
+use fairlead_agent::plan::{Desired, IptablesPlane, Names, NodeFacts, compile};
 use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, NodeDelta, NodeItem, ServiceItem, ServicePort};
 use fairlead_proto::view::NodeView;
 
@@ -14,6 +18,7 @@ pub fn facts(node: &str) -> NodeFacts {
         node_ips: vec!["10.0.0.11".parse().unwrap()],
         names: Names::new("KUBE").unwrap(),
         local_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()],
         masquerade_all: false,
         tcp_be_liberal: false,
     }
@@ -88,6 +93,11 @@ pub fn full(revision: u64, services: &[(ServiceItem, Vec<Endpoint>)]) -> NodeDel
         upsert_nodes: vec![NodeItem { name: "node1".into(), zone: "a".into(), ..NodeItem::default() }],
         ..NodeDelta::default()
     }
+}
+
+/// A view's rules for iptables.
+pub fn iptables(view: &NodeView, facts: &NodeFacts) -> Desired<IptablesPlane> {
+    compile(view, facts)
 }
 
 /// A view of services with their endpoints.

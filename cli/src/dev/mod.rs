@@ -40,7 +40,7 @@ pub struct DevArgs {
     /// Where everything is stored [default: ~/.local/share/fairlead/dev]
     #[arg(long, env = "FAIRLEAD_DATA_DIR")]
     data_dir: Option<PathBuf>,
-    /// Data plane: auto, iptables, ipvs, nftables or dry-run
+    /// Data plane: auto (nftables where it can be, else iptables), iptables, nftables or dry-run
     #[arg(long, default_value = "auto", env = "FAIRLEAD_MODE")]
     mode: String,
     /// Where the rules go
@@ -145,28 +145,31 @@ fn banner(args: &DevArgs, plane: &Plane, config: &Path, vip: Option<&str>) {
 
 fn describe(plane: &Plane) -> String {
     match (&plane.netns, plane.mode) {
-        (Some(netns), _) => format!("iptables in network namespace {}", netns.name()),
+        (Some(netns), mode) => format!("{mode} in network namespace {}", netns.name()),
         (None, Mode::DryRun) => "rendered only (dry-run)".to_owned(),
-        (None, _) => "iptables on this host".to_owned(),
+        (None, mode) => format!("{mode} on this host"),
     }
 }
 
 async fn plane(args: &DevArgs) -> anyhow::Result<Plane> {
     let root = nix::unistd::geteuid().is_root();
     let mode: Mode = args.mode.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
-    let mode = match mode {
-        Mode::Auto if root => Mode::Iptables,
-        Mode::Auto => Mode::DryRun,
-        other => other,
-    };
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    if mode == Mode::DryRun || args.netns == Netns::Host {
+    if mode == Mode::DryRun || (mode == Mode::Auto && !root) || args.netns == Netns::Host {
+        let mode = fairlead_agent::resolve_mode(mode, None).await?;
         let echo = if args.empty { SocketAddr::new(loopback, 0) } else { echo::serve_here(loopback)? };
         return Ok(Plane { mode, netns: None, node_ip: loopback, echo });
     }
     anyhow::ensure!(root, "a network namespace of its own needs root: run as root, or with --mode dry-run");
     let namespace =
         netns::Namespace::create(&format!("fairlead-dev-{}", std::process::id()), args.service_cidr).await?;
+    let mode = match fairlead_agent::resolve_mode(mode, Some(namespace.path())).await {
+        Ok(mode) => mode,
+        Err(error) => {
+            namespace.remove().await;
+            return Err(error.into());
+        }
+    };
     let echo = SocketAddr::new(netns::POD_IP.into(), 8080);
     if !args.empty {
         echo::serve_in(&namespace.path(), echo)?;

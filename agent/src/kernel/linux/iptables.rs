@@ -3,7 +3,8 @@
 
 use crate::kernel::linux::{conntrack, program};
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::{Family, Names, Observed, Op, Space, parse, restore};
+use crate::plan::Family;
+use crate::plan::iptables::{IptablesPlane, Names, Observed, Op, Space, parse, restore};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -70,7 +71,7 @@ impl Iptables {
     }
 }
 
-impl Kernel for Iptables {
+impl Kernel<IptablesPlane> for Iptables {
     fn mode(&self) -> &'static str {
         "iptables"
     }

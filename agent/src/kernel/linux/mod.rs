@@ -2,7 +2,9 @@
 
 mod conntrack;
 mod iptables;
+mod nftables;
 mod program;
 
 pub use iptables::{Flavor, Iptables};
+pub use nftables::Nftables;
 pub use program::{in_namespace, is_switched_on};

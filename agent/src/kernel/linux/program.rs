@@ -43,7 +43,9 @@ pub(super) fn run(
 
 fn run_here(program: &str, arguments: &[&str], input: &str) -> Result<String, KernelError> {
     let failed = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => KernelError::Missing { program: program.to_owned() },
+        std::io::ErrorKind::NotFound => {
+            KernelError::Missing { program: program.to_owned(), package: package_of(program) }
+        }
         _ => KernelError::Run { program: program.to_owned(), source },
     };
     let mut child = Command::new(program)
@@ -66,6 +68,15 @@ fn run_here(program: &str, arguments: &[&str], input: &str) -> Result<String, Ke
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(KernelError::Failed { program: program.to_owned(), message: with_line(said, input) })
+}
+
+/// The Debian package that has a program.
+fn package_of(program: &str) -> &'static str {
+    match program {
+        "nft" => "nftables",
+        "conntrack" => "conntrack",
+        _ => "iptables",
+    }
 }
 
 /// Adds the line of input that a message like "line 4 failed" means.

@@ -4,8 +4,9 @@
 //! around nat: refusals are added before an address loses its endpoints and removed after it got some, so that no packet
 //! meets neither. INVARIANT: only ever `:chain`, `-A`, `-I`, `-D`, `-X` of what the ops name.
 
-use crate::plan::diff::Op;
-use crate::plan::{Family, Table};
+use crate::plan::Family;
+use crate::plan::iptables::Table;
+use crate::plan::iptables::diff::Op;
 use std::fmt::Write as _;
 
 /// Rules and chain lines of one transaction.

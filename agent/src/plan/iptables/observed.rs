@@ -2,9 +2,9 @@
 //!
 //! INVARIANT: nothing of a foreign user-defined chain is kept, so nothing of one can ever be changed.
 
-use crate::plan::diff::Op;
-use crate::plan::rule::Rule;
-use crate::plan::{Names, Space, Table};
+use crate::plan::iptables::diff::Op;
+use crate::plan::iptables::rule::Rule;
+use crate::plan::iptables::{Names, Space, Table};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 

@@ -13,8 +13,18 @@ const HASH_CHARS: usize = 16;
 /// Longest prefix: `-SVC-` and the hash must fit behind it.
 const PREFIX_CHARS: usize = CHAIN_BYTES - HASH_CHARS - "-SVC-".len();
 
-const FIXED: [&str; 8] =
-    ["SERVICES", "NODEPORTS", "POSTROUTING", "MARK-MASQ", "EXTERNAL-SERVICES", "FORWARD", "PROXY-FIREWALL", "FAIRLEAD"];
+const FIXED: [&str; 10] = [
+    "SERVICES",
+    "NODEPORTS",
+    "POSTROUTING",
+    "MARK-MASQ",
+    "EXTERNAL-SERVICES",
+    "FORWARD",
+    "PROXY-FIREWALL",
+    "FAIRLEAD",
+    "CLUSTER-IPS",
+    "REJECT",
+];
 const HASHED: [&str; 5] = ["SVC", "SVL", "EXT", "FW", "SEP"];
 
 /// A chain prefix that can't be used.
@@ -26,6 +36,13 @@ pub struct InvalidPrefix(pub String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     prefix: String,
+}
+
+impl Default for Names {
+    /// kube-proxy's.
+    fn default() -> Self {
+        Self { prefix: "KUBE".to_owned() }
+    }
 }
 
 impl Names {
@@ -83,6 +100,16 @@ impl Names {
     #[must_use]
     pub fn firewall(&self) -> String {
         self.fixed("PROXY-FIREWALL")
+    }
+    /// Refuses ports that a ClusterIP doesn't have, and drops addresses that no service has.
+    #[must_use]
+    pub fn cluster_ips(&self) -> String {
+        self.fixed("CLUSTER-IPS")
+    }
+    /// Refuses, as the protocol does it.
+    #[must_use]
+    pub fn reject(&self) -> String {
+        self.fixed("REJECT")
     }
     /// Says that the other chains of this prefix are ours and not a kube-proxy's.
     #[must_use]

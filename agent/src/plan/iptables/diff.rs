@@ -6,10 +6,13 @@
 
 use crate::plan::compile::{Changes, Desired};
 use crate::plan::flows::{self, Flows};
+use crate::plan::iptables::bindings;
+use crate::plan::iptables::observed::{Line, Observed};
+use crate::plan::iptables::rule::Rule;
 use crate::plan::iptables::{FamilyRules, Shared, fixed, jumps};
-use crate::plan::observed::{Line, Observed};
-use crate::plan::rule::Rule;
-use crate::plan::{Family, Names, NodeFacts, Space, Table};
+use crate::plan::iptables::{IptablesPlane, Names, Space, Table};
+use crate::plan::plane::Style;
+use crate::plan::{Family, NodeFacts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -68,18 +71,9 @@ impl Op {
     }
 }
 
-/// How `diff` changes a shared chain that differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// Entry by entry.
-    Edit,
-    /// As a whole: for a kernel that refused an edit.
-    Rewrite,
-}
-
 /// From an observed kernel to the desired one.
 #[must_use]
-pub fn diff(observed: &Observed, desired: &Desired, style: Style) -> Vec<Op> {
+pub fn diff(observed: &Observed, desired: &Desired<IptablesPlane>, style: Style) -> Vec<Op> {
     let mut ops = Vec::new();
     for space in Space::ALL {
         let wanted = Wanted::of(desired, space);
@@ -89,8 +83,8 @@ pub fn diff(observed: &Observed, desired: &Desired, style: Style) -> Vec<Op> {
         wanted.sweep(observed, &mut ops);
     }
     for family in Family::ALL {
-        let old = flows::observed(observed, family, &desired.facts.names);
-        let new = flows::desired(desired, family);
+        let old = bindings::observed(observed, family, &desired.facts.names);
+        let new = bindings::desired(desired, family);
         ops.extend(flows::stale(&old, &new, (family, &desired.facts)).into_iter().map(Op::Forget));
     }
     ops
@@ -106,7 +100,7 @@ pub fn cleanup(observed: &Observed, names: &Names) -> Vec<Op> {
         nothing.sweep(observed, &mut ops);
     }
     for family in Family::ALL {
-        let old = flows::observed(observed, family, names);
+        let old = bindings::observed(observed, family, names);
         let gone = old.into_iter().flat_map(|((destination, port), endpoints)| {
             endpoints.into_iter().map(move |endpoint| Flows {
                 family,
@@ -121,9 +115,9 @@ pub fn cleanup(observed: &Observed, names: &Names) -> Vec<Op> {
 }
 
 /// From a kernel that holds the desired rules from before some changes to one that holds them from after. Right only if
-/// [`Desired::apply`] said that services are all that changes.
+/// services are all that changes.
 #[must_use]
-pub fn step(changes: &Changes, facts: &NodeFacts) -> Vec<Op> {
+pub fn step(changes: &Changes<IptablesPlane>, facts: &NodeFacts) -> Vec<Op> {
     let names = &facts.names;
     let none = FamilyRules::default();
     let mut ops = Vec::new();
@@ -135,7 +129,7 @@ pub fn step(changes: &Changes, facts: &NodeFacts) -> Vec<Op> {
             service_step(before, after, (family, names), &mut ops);
             let bindings = |rules: &FamilyRules| {
                 let chain = |name: &str| -> Vec<&Rule> { rules.chains.get(name).into_iter().flatten().collect() };
-                flows::bindings(rules.entries.iter().map(|(_, rule)| rule), &chain)
+                bindings::bindings(rules.entries.iter().map(|(_, rule)| rule), &chain)
             };
             forget.extend(flows::stale(&bindings(before), &bindings(after), (family, facts)));
         }
@@ -182,18 +176,18 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    fn of(desired: &'a Desired, space: Space) -> Self {
+    fn of(desired: &'a Desired<IptablesPlane>, space: Space) -> Self {
         let names = &desired.facts.names;
         let mut wanted = Wanted { space, names, chains: BTreeMap::new(), entries: BTreeMap::new(), jumps: Vec::new() };
-        if !desired.uses(space.family) {
+        if !desired.book.uses(space.family) {
             return wanted;
         }
         wanted.chains = fixed(space, &desired.facts);
-        wanted.jumps = jumps(space.table, names);
+        wanted.jumps = jumps(space, &desired.facts);
         for shared in Shared::ALL.into_iter().filter(|shared| shared.table() == space.table) {
             wanted.entries.insert(shared.chain(names), (BTreeSet::new(), shared.tail(names, space.family)));
         }
-        for (_, rules) in desired.rules(space.family) {
+        for rules in desired.services.values().map(|rules| rules.family(space.family)) {
             if space.table == Table::Nat {
                 wanted.chains.extend(rules.chains.clone());
             }

@@ -3,6 +3,7 @@
 //! Rendered as `iptables-save` prints it, so that what we write, what we read and what a user sees is one text.
 //! INVARIANT: a rendered rule is one line; free text reaches it only through [`comment`], which keeps it harmless.
 
+use crate::plan::service::Protocol;
 use ipnet::IpNet;
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,40 +12,6 @@ use std::net::SocketAddr;
 pub const MASQUERADE_MARK: u32 = 0x4000;
 /// Longest comment that the kernel keeps.
 const COMMENT_BYTES: usize = 255;
-
-/// A transport protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// From Kubernetes' spelling; empty means TCP.
-    #[must_use]
-    pub fn from_kubernetes(text: &str) -> Option<Self> {
-        match text {
-            "" | "TCP" => Some(Self::Tcp),
-            "UDP" => Some(Self::Udp),
-            "SCTP" => Some(Self::Sctp),
-            _ => None,
-        }
-    }
-
-    /// As rules and hashes spell it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        }
-    }
-}
 
 /// An address match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +58,8 @@ pub enum Target {
     Drop,
     /// Refuse with ICMP port unreachable.
     Reject,
+    /// Refuse with a TCP reset: ICMP is rationed, and Linux's IPv6 has a second SYN confirm it.
+    Reset,
     /// Back to the calling chain.
     Return,
     /// `mark = (mark & !mask) ^ value`.
@@ -257,6 +226,7 @@ fn target_words(rule: &Rule) -> Option<String> {
         // Without an address both families' default is port unreachable.
         Target::Reject if rule.destination.is_none() => "-j REJECT".to_owned(),
         Target::Reject => "-j REJECT --reject-with icmp-port-unreachable".to_owned(),
+        Target::Reset => "-j REJECT --reject-with tcp-reset".to_owned(),
         Target::Return => "-j RETURN".to_owned(),
         Target::Mark { value, mask } => format!("-j MARK --set-xmark {value:#x}/{mask:#x}"),
         Target::Masquerade => "-j MASQUERADE --random-fully".to_owned(),

@@ -1,9 +1,9 @@
 //! One port of a service as kube-proxy's chains and entries: whom each kind of traffic reaches, who is masqueraded, what
 //! is refused. Which endpoints there are to choose from is decided in `service`.
 
+use crate::plan::iptables::rule::{Net, Recent, Rule, Target, one_in};
 use crate::plan::iptables::{FamilyRules, Shared};
-use crate::plan::rule::{Net, Protocol, Recent, Rule, Target, one_in};
-use crate::plan::service::PortPlan;
+use crate::plan::service::{PortPlan, Protocol};
 use crate::plan::{Family, NodeFacts};
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +42,10 @@ impl Port<'_> {
 
     fn cluster_ip(&self, rules: &mut FamilyRules) {
         for ip in &self.plan.cluster_ips {
+            let service = self.plan.name.split(':').next().unwrap_or_default();
+            let other =
+                Rule { destination: Some(host(*ip)), ..Rule::commented(&format!("{service} has no such port")) };
+            rules.entries.insert((Shared::ClusterIps, other.jump(&self.facts.names.reject())));
             if self.plan.internal().is_empty() {
                 let refused = self.refused(self.plan.internal_local);
                 rules.entries.insert((Shared::NoEndpoints, Rule { destination: Some(host(*ip)), ..refused }));
@@ -59,7 +63,7 @@ impl Port<'_> {
     }
 
     fn load_balancer_ips(&self, rules: &mut FamilyRules) {
-        let guarded = self.plan.has_endpoints && !self.plan.source_ranges.is_empty();
+        let guarded = self.is_guarded();
         let chain = if guarded { self.firewall_chain() } else { self.external_chain() };
         for ip in &self.plan.load_balancer_ips {
             self.outside_address(rules, (*ip, "loadbalancer IP"), &chain);
@@ -69,9 +73,15 @@ impl Port<'_> {
                 rules.entries.insert((Shared::Firewall, rule.to(Target::Drop)));
             }
         }
-        if guarded && !self.plan.load_balancer_ips.is_empty() {
+        if guarded {
             rules.chains.insert(chain, self.admit());
         }
+    }
+
+    /// Only some sources may come in from outside.
+    fn is_guarded(&self) -> bool {
+        let from_outside = self.plan.node_port.is_some() || !self.plan.load_balancer_ips.is_empty();
+        self.plan.has_endpoints && !self.plan.source_ranges.is_empty() && from_outside
     }
 
     fn outside_address(&self, rules: &mut FamilyRules, (ip, text): (IpAddr, &str), chain: &str) {
@@ -92,8 +102,14 @@ impl Port<'_> {
         };
         let destination_port = Some(port);
         if self.plan.has_endpoints {
+            let chain = if self.is_guarded() { self.firewall_chain() } else { self.external_chain() };
             let rule = Rule { destination_port, ..self.to_port("") };
-            rules.entries.insert((Shared::NodePorts, rule.jump(&self.external_chain())));
+            rules.entries.insert((Shared::NodePorts, rule.jump(&chain)));
+        }
+        if self.is_guarded() {
+            let text = format!("traffic not accepted by {}", self.firewall_chain());
+            let rule = Rule { destination_port, destination_local: true, ..self.to_port(&text) };
+            rules.entries.insert((Shared::Firewall, rule.to(Target::Drop)));
         }
         if self.plan.outside().is_empty() {
             let refused = self.refused(self.plan.external_local);
@@ -119,7 +135,8 @@ impl Port<'_> {
         if local && self.plan.has_endpoints {
             self.to_port("has no local endpoints").to(Target::Drop)
         } else {
-            self.to_port("has no endpoints").to(Target::Reject)
+            let target = if self.plan.protocol == Protocol::Tcp { Target::Reset } else { Target::Reject };
+            self.to_port("has no endpoints").to(target)
         }
     }
 
