@@ -98,11 +98,16 @@ impl Net {
 
     /// Connects so many times and counts the answers.
     pub fn ask(&self, from: &str, to: &str, times: usize) -> BTreeMap<String, usize> {
+        self.ask_within(SILENCE, (from, to), times)
+    }
+
+    /// The same with another patience.
+    pub fn ask_within(&self, limit: Duration, (from, to): (&str, &str), times: usize) -> BTreeMap<String, usize> {
         let to: SocketAddr = to.parse().unwrap();
         self.inside(from, || {
             let mut answers = BTreeMap::new();
             for _ in 0..times {
-                let answer = match TcpStream::connect_timeout(&to, SILENCE) {
+                let answer = match TcpStream::connect_timeout(&to, limit) {
                     Ok(mut stream) => {
                         let mut text = String::new();
                         stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -105,7 +105,8 @@ fn elements(services: &Services, family: Family, (page, facts): (&Page, &NodeFac
     for rules in services.values() {
         let mut elements = rules.elements(family, (facts, &page.classes));
         let _ = split_shared(&mut elements, rules.family(family), family);
-        all.append(&mut elements);
+        // Not `append`, which builds the whole map anew.
+        all.extend(elements);
     }
     all.extend(page.shared().map(|((set, key), data)| ((set, key.clone()), data.clone())));
     all

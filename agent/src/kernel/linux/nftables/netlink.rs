@@ -16,6 +16,9 @@ const MESSAGE_BYTES: usize = 32 * 1024;
 /// Bytes that a transaction may have: what a socket's buffer is asked to hold.
 pub const TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
 
+/// Most that the kernel puts into one answer of a dump, and some.
+const DUMP_BYTES: usize = 64 * 1024;
+
 const SUBSYSTEM: u16 = 10;
 /// Multicast group of nftables' changes (NFNLGRP_NFTABLES).
 const NFTABLES_GROUP: u32 = 7;
@@ -133,8 +136,11 @@ impl Nfnl {
         });
         self.send(&request)?;
         let mut dumped = Vec::new();
+        // The kernel fills as much as it has once been offered, and looks for its place in the set anew each time.
+        let mut bytes = Vec::with_capacity(DUMP_BYTES);
         loop {
-            let (bytes, _) = self.socket.recv_from_full()?;
+            bytes.clear();
+            self.socket.recv(&mut bytes, 0)?;
             for (kind, body) in messages(&bytes) {
                 match kind {
                     DONE => return Ok(dumped),
