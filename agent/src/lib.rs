@@ -54,7 +54,7 @@ pub enum AgentError {
     #[error(transparent)]
     Prefix(#[from] InvalidPrefix),
     /// A data plane that isn't there yet.
-    #[error("mode {0} is not available in this version: use iptables, or dry-run to only render the rules")]
+    #[error("mode {0} is not available in this version: use nftables, iptables, or dry-run to only render the rules")]
     Unavailable(Mode),
     /// Not root.
     #[error("{0} needs root: run as root, or with --mode dry-run")]

@@ -145,7 +145,10 @@ impl<P: Plane> Reconcile<P> {
     /// Listens to the kernel, if it tells of changes by others.
     fn watch(&self) -> mpsc::Receiver<()> {
         let (to, noticed) = mpsc::channel(1);
-        let notice = move || !matches!(to.try_send(()), Err(mpsc::error::TrySendError::Closed(())));
+        let notice = move |heard| {
+            // One that is waiting already says as much.
+            if heard && to.try_send(()).is_ok() { true } else { !to.is_closed() }
+        };
         if let Err(error) = self.kernel.watch(Box::new(notice)) {
             tracing::error!(%error, "drift is found by reading only");
         }

@@ -15,7 +15,8 @@ use common::net::{Net, PATIENCE, sh};
 use common::programmed::{Programmed, Services};
 use common::{endpoint, service};
 use fairlead_agent::kernel::linux::Nftables;
-use fairlead_agent::plan::NftablesPlane;
+use fairlead_agent::plan::nftables::Op;
+use fairlead_agent::plan::{Family, NftablesPlane};
 use fairlead_agent::{Config, Mode};
 use fairlead_proto::v1::{Endpoint, ServiceItem};
 use std::io::{Read as _, Write as _};
@@ -291,4 +292,23 @@ async fn a_switch_between_iptables_and_nftables_loses_no_connection() {
     assert!(asked.load(Ordering::Relaxed) > 200);
     let failed = failed.lock().unwrap();
     assert!(failed.is_empty(), "{failed:?} of {}", asked.load(Ordering::Relaxed));
+}
+
+/// The elements went in, and then a later part was refused: nobody would find these flows stale again.
+#[test]
+fn flows_are_forgotten_though_a_later_part_is_refused_nftables() {
+    let net = Net::build("w");
+    let mut plane = start(&net, &[web(&[1])]);
+    let socket = net.inside("out", || UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let ask = || {
+        let mut buffer = [0; 64];
+        socket.send_to(b"?", "10.96.0.10:53").unwrap();
+        socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    assert_eq!(ask().unwrap(), "pod1");
+    let mut ops = plane.desired.update_all(&common::view(&[web(&[2])])).ops;
+    ops.push(Op::DropChain { family: Family::V4, name: "not-there".into() });
+    plane.kernel.execute(&ops).unwrap_err();
+    assert_eq!(ask().unwrap(), "pod2");
 }

@@ -9,8 +9,8 @@ pub mod trace;
 
 use crate::plan::Plane;
 
-/// Told that somebody else changed what is ours; `false`: nobody listens any more.
-pub type Notice = Box<dyn FnMut() -> bool + Send>;
+/// Asked every second, and told `true` when somebody else changed what is ours; the answer `false`: nobody listens any more.
+pub type Notice = Box<dyn FnMut(bool) -> bool + Send>;
 
 /// A packet filter that can be read and changed. Calls block; they may run on different threads at once.
 pub trait Kernel<P: Plane>: Send + Sync {
@@ -29,7 +29,7 @@ pub trait Kernel<P: Plane>: Send + Sync {
     /// [`KernelError`]; what it then holds must be observed.
     fn execute(&self, ops: &[P::Op]) -> Result<(), KernelError>;
 
-    /// Has `notice` called, on a thread of its own, whenever somebody else changed what is ours, until it answers `false`.
+    /// Has `notice` called on a thread of its own, which ends when the answer is `false`.
     /// `Ok(false)`: this kernel doesn't tell.
     ///
     /// # Errors

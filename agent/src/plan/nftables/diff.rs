@@ -75,7 +75,7 @@ pub fn diff(observed: &Observed, desired: &Desired<NftablesPlane>) -> Vec<Op> {
         build(family, &before.structure, &structure, &mut ops);
         compare(family, &before.elements, &elements, &mut ops);
         sweep(family, &before.structure, &structure, &mut ops);
-        purge(family, before, (services, facts), &mut ops);
+        purge(family, before, services, &mut ops);
         let stale = flows::stale(&bindings(&before.elements, family), &bindings(&elements, family), (family, facts));
         ops.extend(stale.into_iter().map(Op::Forget));
     }
@@ -126,7 +126,7 @@ fn compare(family: Family, before: &Elements, after: &Elements, ops: &mut Vec<Op
 }
 
 /// Clients of endpoints that left their pool while nobody looked.
-fn purge(family: Family, before: &Table, (services, _): (&Services, &NodeFacts), ops: &mut Vec<Op>) {
+fn purge(family: Family, before: &Table, services: &Services, ops: &mut Vec<Op>) {
     for port in services.values().flat_map(|rules| rules.family(family)) {
         let Some(seconds) = port.plan.affinity_seconds else {
             continue;

@@ -205,6 +205,23 @@ impl Nftables {
         Ok(())
     }
 
+    /// What makes structure, elements, what removes structure.
+    fn program(&self, ops: &[Op]) -> Result<(), KernelError> {
+        let making = text::making(ops);
+        if !making.is_empty() {
+            self.nft(&["-f", "-"], &making)?;
+            self.note_spellings(ops)?;
+        }
+        for family in Family::ALL {
+            self.elements(family, ops)?;
+        }
+        let removing = text::removing(ops);
+        if !removing.is_empty() {
+            self.nft(&["-f", "-"], &removing)?;
+        }
+        Ok(())
+    }
+
     fn observe_family(&self, family: Family) -> Result<Option<Table>, KernelError> {
         let Some(mut structure) = self.list(family)? else {
             return Ok(None);
@@ -251,23 +268,13 @@ impl Kernel<NftablesPlane> for Nftables {
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
-        let making = text::making(ops);
-        if !making.is_empty() {
-            self.nft(&["-f", "-"], &making)?;
-            self.note_spellings(ops)?;
-        }
-        for family in Family::ALL {
-            self.elements(family, ops)?;
-        }
-        let removing = text::removing(ops);
-        if !removing.is_empty() {
-            self.nft(&["-f", "-"], &removing)?;
-        }
-        self.purge(ops)?;
+        let done = self.program(ops);
+        // Also after a refusal: what went in won't show these clients and flows as stale again.
+        let purged = self.purge(ops);
         let flows: Vec<_> =
             ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows) } else { None }).collect();
         conntrack::forget(self.namespace.as_deref(), &flows);
-        Ok(())
+        done.and(purged)
     }
 
     fn watch(&self, mut notice: Notice) -> Result<bool, KernelError> {
@@ -278,8 +285,7 @@ impl Kernel<NftablesPlane> for Nftables {
             let mut goes_on = true;
             while goes_on {
                 match watch.heard(|of| of == port.load(Ordering::Acquire)) {
-                    Ok(true) => goes_on = notice(),
-                    Ok(false) => {}
+                    Ok(heard) => goes_on = notice(heard),
                     Err(error) => {
                         tracing::error!(%error, "changes of nftables can't be heard of any more; the readings go on");
                         return;
