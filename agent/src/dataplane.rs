@@ -1,13 +1,13 @@
 //! Answers what this node's kernel holds: the rules, read back from it, and the addresses that they serve.
 
 use crate::kernel::KernelError;
-use crate::plan::service::ports;
+use crate::plan::service::{Backend, ports};
 use crate::plan::{Family, NodeFacts};
 use crate::reconcile::Progress;
 use crate::shared::Shared;
 use fairlead_proto::v1::{DataplaneAnswer, DataplaneFrontend, DataplaneQuery};
 use fairlead_proto::view::{NodeView, ServiceView};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -64,12 +64,12 @@ fn of_service(service: &ServiceView, facts: &NodeFacts, zone: &str) -> Vec<Datap
     let mut all = Vec::new();
     for family in Family::ALL {
         for plan in ports(service, facts, (zone, family)) {
-            let frontend = |address: IpAddr, port: u16, endpoints: &[SocketAddr]| DataplaneFrontend {
+            let frontend = |address: IpAddr, port: u16, endpoints: &[Backend]| DataplaneFrontend {
                 service: plan.name.clone(),
                 protocol: plan.protocol.name().to_ascii_uppercase(),
                 address: address.to_string(),
                 port: u32::from(port),
-                backends: endpoints.iter().map(SocketAddr::to_string).collect(),
+                backends: endpoints.iter().map(|one| one.address.to_string()).collect(),
             };
             all.extend(plan.cluster_ips.iter().map(|ip| frontend(*ip, plan.port, plan.internal())));
             let outside = plan.external_ips.iter().chain(&plan.load_balancer_ips);

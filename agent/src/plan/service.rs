@@ -4,10 +4,11 @@
 //! traffic distribution). Whatever doesn't make sense in the input (port 0, not an address) is left out, never guessed.
 
 use crate::plan::{Family, NodeFacts};
+use fairlead_proto::model::annotations::{self, Scheduler};
 use fairlead_proto::v1::{Endpoint, ServiceItem, ServicePort};
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 /// A transport protocol.
@@ -44,6 +45,15 @@ impl Protocol {
     }
 }
 
+/// An endpoint and its share of new connections, relative to the others of its list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Its weight, at least 1; the weights of a list have no common divisor, so equal ones are 1.
+    pub weight: u32,
+}
+
 /// One port of a service in one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPlan {
@@ -67,14 +77,19 @@ pub struct PortPlan {
     pub health_check_node_port: Option<u16>,
     /// Seconds for which a client stays with its endpoint, if it does.
     pub affinity_seconds: Option<u32>,
+    /// How an endpoint is chosen, if the service says so.
+    pub scheduler: Option<Scheduler>,
     /// ClusterIP traffic stays on this node.
     pub internal_local: bool,
     /// Traffic from outside stays on this node.
     pub external_local: bool,
     /// Endpoints of traffic that may go anywhere.
-    pub cluster: Vec<SocketAddr>,
+    pub cluster: Vec<Backend>,
     /// Endpoints on this node.
-    pub local: Vec<SocketAddr>,
+    pub local: Vec<Backend>,
+    /// Endpoints that get nothing new, but whose connections live on: terminating ones until they are gone, and not ready
+    /// ones with TCP. Not those of a silent node.
+    pub kept: Vec<SocketAddr>,
     /// There is some usable endpoint somewhere, even if policy keeps it out of both lists.
     pub has_endpoints: bool,
 }
@@ -88,13 +103,13 @@ impl PortPlan {
 
     /// Endpoints that ClusterIP traffic reaches.
     #[must_use]
-    pub fn internal(&self) -> &[SocketAddr] {
+    pub fn internal(&self) -> &[Backend] {
         if self.internal_local { &self.local } else { &self.cluster }
     }
 
     /// Endpoints that traffic from outside reaches.
     #[must_use]
-    pub fn outside(&self) -> &[SocketAddr] {
+    pub fn outside(&self) -> &[Backend] {
         if self.external_local { &self.local } else { &self.cluster }
     }
 }
@@ -133,10 +148,12 @@ pub fn ports(service: &ServiceView, facts: &NodeFacts, (zone, family): (&str, Fa
             node_port: node_port(item, port),
             health_check_node_port: u16::try_from(item.health_check_node_port).ok().filter(|port| *port != 0),
             affinity_seconds: (item.affinity_seconds > 0).then_some(item.affinity_seconds),
+            scheduler: item.annotations.get(annotations::SCHEDULER).and_then(|name| Scheduler::named(name)),
             internal_local: item.internal_local,
             external_local: item.external_local,
             cluster: Vec::new(),
             local: Vec::new(),
+            kept: Vec::new(),
             has_endpoints: false,
         };
         choose(&mut plan, &backends(service, port, family), (place, &item.traffic_distribution));
@@ -180,7 +197,32 @@ fn backends<'a>(service: &'a ServiceView, port: &ServicePort, family: Family) ->
 }
 
 fn rank(endpoint: &Endpoint) -> u8 {
-    if endpoint.ready { 2 } else { u8::from(is_fallback(endpoint)) }
+    match weight(endpoint) {
+        0 => 0,
+        _ if endpoint.ready => 2,
+        _ => u8::from(is_fallback(endpoint)),
+    }
+}
+
+/// Its weight; one of weight 0 gets no new connection.
+fn weight(endpoint: &Endpoint) -> u32 {
+    endpoint.weight.unwrap_or(1)
+}
+
+/// Endpoints with their weights, without the weights' common divisor.
+fn weighted<'a>(endpoints: impl Iterator<Item = (&'a SocketAddr, &'a &'a Endpoint)>) -> Vec<Backend> {
+    let mut list: Vec<Backend> =
+        endpoints.map(|(address, endpoint)| Backend { address: *address, weight: weight(endpoint) }).collect();
+    let divisor = list.iter().fold(0, |divisor, backend| gcd(divisor, backend.weight)).max(1);
+    list.iter_mut().for_each(|backend| backend.weight /= divisor);
+    list
+}
+
+fn gcd(mut one: u32, mut other: u32) -> u32 {
+    while other != 0 {
+        (one, other) = (other, one % other);
+    }
+    one
 }
 
 /// Used only while no endpoint is ready: terminating, but still serving.
@@ -189,8 +231,8 @@ fn is_fallback(endpoint: &Endpoint) -> bool {
 }
 
 fn choose(plan: &mut PortPlan, backends: &BTreeMap<SocketAddr, &Endpoint>, (place, distribution): (Place<'_>, &str)) {
-    let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddr> {
-        backends.iter().filter(|(_, endpoint)| wanted(endpoint)).map(|(address, _)| *address).collect()
+    let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Backend> {
+        weighted(backends.iter().filter(|(_, endpoint)| weight(endpoint) > 0 && wanted(endpoint)))
     };
     let external = plan.is_external();
     plan.has_endpoints = backends.values().any(|endpoint| rank(endpoint) > 0);
@@ -207,16 +249,23 @@ fn choose(plan: &mut PortPlan, backends: &BTreeMap<SocketAddr, &Endpoint>, (plac
             plan.local = pick(&|endpoint| is_fallback(endpoint) && here(endpoint));
         }
     }
+    plan.kept = kept(plan, backends);
+}
+
+fn kept(plan: &PortPlan, backends: &BTreeMap<SocketAddr, &Endpoint>) -> Vec<SocketAddr> {
+    let chosen: BTreeSet<SocketAddr> = plan.cluster.iter().chain(&plan.local).map(|one| one.address).collect();
+    let lives = |endpoint: &Endpoint| !endpoint.lost && (endpoint.serving || plan.protocol == Protocol::Tcp);
+    let kept = backends.iter().filter(|(address, endpoint)| lives(endpoint) && !chosen.contains(address));
+    kept.map(|(address, _)| *address).collect()
 }
 
 /// The ready endpoints that `spec.trafficDistribution` prefers; `None` if it prefers none or none of them is ready.
 fn preferred(
     backends: &BTreeMap<SocketAddr, &Endpoint>,
     (place, distribution): (Place<'_>, &str),
-) -> Option<Vec<SocketAddr>> {
-    let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Option<Vec<SocketAddr>> {
-        let ready = backends.iter().filter(|(_, endpoint)| endpoint.ready && wanted(endpoint));
-        let list: Vec<_> = ready.map(|(address, _)| *address).collect();
+) -> Option<Vec<Backend>> {
+    let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Option<Vec<Backend>> {
+        let list = weighted(backends.iter().filter(|(_, endpoint)| rank(endpoint) == 2 && wanted(endpoint)));
         (!list.is_empty()).then_some(list)
     };
     let zone = |endpoint: &Endpoint| !place.zone.is_empty() && endpoint.zone == place.zone;

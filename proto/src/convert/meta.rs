@@ -1,7 +1,7 @@
 //! ObjectMeta of every kind (apimachinery's ValidateObjectMeta).
 
 use crate::convert::names;
-use crate::model::Invalid;
+use crate::model::{Invalid, annotations as own};
 use crate::v1::{Kind, Object};
 use std::collections::BTreeMap;
 
@@ -40,6 +40,7 @@ pub fn validate(object: &Object, problems: &mut Vec<Invalid>) {
     }
     labels("metadata.labels", &metadata.labels, problems);
     annotations(&metadata.annotations, problems);
+    own::validate(kind, metadata, problems);
     for (index, finalizer) in metadata.finalizers.iter().enumerate() {
         for problem in names::qualified_name_problems(finalizer) {
             problems.push(Invalid::invalid(format!("metadata.finalizers[{index}]"), finalizer, &problem));

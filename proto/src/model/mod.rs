@@ -1,5 +1,6 @@
 //! The validated vocabulary: keys, revisions, problems. What a wire message may still get wrong, a model type can't.
 
+pub mod annotations;
 mod object;
 pub mod selector;
 

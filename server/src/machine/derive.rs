@@ -6,6 +6,7 @@
 //! address another node's pod has, is no endpoint at all: packets to it might reach the wrong pod.
 
 use crate::machine::conflicts::{ADDRESS_CONFLICT, CIDR_CONFLICT};
+use fairlead_proto::model::annotations;
 use fairlead_proto::v1::{
     Condition, Container, Endpoint, EndpointPort, Endpoints, Node, ObjectMeta, Pod, Service, ServicePort, int_or_string,
 };
@@ -76,7 +77,14 @@ pub fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>) -> Option<End
         serving,
         terminating,
         ports: ports.filter_map(|port| endpoint_port(port, pod, at_node)).collect(),
+        weight: weight(metadata),
+        lost: node.is_some_and(is_silent),
     })
+}
+
+/// A pod's share of new connections; `None` if it says nothing.
+fn weight(metadata: &ObjectMeta) -> Option<u32> {
+    annotations::parse_weight(metadata.annotations.get(annotations::WEIGHT)?)
 }
 
 /// The order of a record's endpoints.
@@ -135,6 +143,12 @@ pub(super) fn is_conflicted(node: &Node) -> bool {
     node.status.as_ref().is_some_and(|status| has_condition(&status.conditions, CIDR_CONFLICT))
 }
 
+/// The node's agent was not heard of for too long.
+fn is_silent(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.r#type == "Ready" && condition.status == "Unknown")
+}
+
 fn has_address(node: &Node, address: IpAddr) -> bool {
     let listed = node.status.iter().flat_map(|status| &status.addresses);
     listed.filter_map(|one| one.address.parse::<IpAddr>().ok()).any(|one| one == address)
@@ -184,7 +198,7 @@ pub(super) fn same_for_endpoints(old: Option<&Node>, new: Option<&Node>) -> bool
         let zone = node.metadata.as_ref().and_then(|metadata| metadata.labels.get(ZONE_LABEL).cloned());
         let addresses: Vec<String> =
             node.status.iter().flat_map(|status| &status.addresses).map(|one| one.address.clone()).collect();
-        (zone, addresses, is_conflicted(node))
+        (zone, addresses, is_conflicted(node), is_silent(node))
     };
     old.map(facts) == new.map(facts)
 }

@@ -9,6 +9,7 @@ use fairlead_proto::v1::{
     Condition, Endpoint, EndpointItem, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object, ObjectMeta,
     Pod, PodStatus, Service, ServiceItem,
 };
+use fairlead_proto::model::annotations;
 use fairlead_proto::view::{NamespacedName, NodeView, ViewDigest, endpoint_id};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +20,6 @@ pub const PART_ITEMS: usize = 2_000;
 /// Services with this label are another proxy's business (Kubernetes' `service.kubernetes.io/service-proxy-name`).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-const OWN_ANNOTATIONS: &str = "fairlead.io/";
 
 /// A published snapshot with the digest of everything that all nodes' views share.
 #[derive(Clone)]
@@ -388,7 +388,7 @@ pub fn service_item(service: &Service) -> Option<ServiceItem> {
         annotations: metadata
             .annotations
             .iter()
-            .filter(|(key, _)| key.starts_with(OWN_ANNOTATIONS))
+            .filter(|(key, _)| key.starts_with(annotations::DOMAIN))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
     })

@@ -1,9 +1,9 @@
 //! One port of a service as kube-proxy's chains and entries: whom each kind of traffic reaches, who is masqueraded, what
 //! is refused. Which endpoints there are to choose from is decided in `service`.
 
-use crate::plan::iptables::rule::{Net, Recent, Rule, Target, one_in};
+use crate::plan::iptables::rule::{Net, Recent, Rule, Target, share};
 use crate::plan::iptables::{FamilyRules, Shared};
-use crate::plan::service::{PortPlan, Protocol};
+use crate::plan::service::{Backend, PortPlan, Protocol};
 use crate::plan::{Family, NodeFacts};
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
@@ -36,7 +36,7 @@ impl Port<'_> {
             }
         }
         for endpoint in self.plan.cluster.iter().chain(&self.plan.local) {
-            rules.chains.insert(self.endpoint_chain(*endpoint), self.endpoint(*endpoint));
+            rules.chains.insert(self.endpoint_chain(endpoint.address), self.endpoint(endpoint.address));
         }
     }
 
@@ -151,21 +151,23 @@ impl Port<'_> {
         self.plan.cluster_ips.iter().map(|ip| rule(ip).jump(&self.facts.names.mark_masq())).collect()
     }
 
-    fn balance(&self, endpoints: &[SocketAddr]) -> Vec<Rule> {
-        let rule = |endpoint: &SocketAddr| {
-            Rule::commented(&format!("{} -> {endpoint}", self.plan.name)).jump(&self.endpoint_chain(*endpoint))
+    fn balance(&self, endpoints: &[Backend]) -> Vec<Rule> {
+        let rule = |endpoint: SocketAddr| {
+            Rule::commented(&format!("{} -> {endpoint}", self.plan.name)).jump(&self.endpoint_chain(endpoint))
         };
         let mut rules = Vec::with_capacity(endpoints.len() * 2);
         if let Some(seconds) = self.plan.affinity_seconds {
             rules.extend(endpoints.iter().map(|endpoint| {
-                let recent = Some(Recent::Check(self.endpoint_chain(*endpoint), seconds));
-                Rule { recent, ..rule(endpoint) }
+                let recent = Some(Recent::Check(self.endpoint_chain(endpoint.address), seconds));
+                Rule { recent, ..rule(endpoint.address) }
             }));
         }
-        for (index, endpoint) in endpoints.iter().enumerate() {
-            let left = endpoints.len() - index;
-            let probability = (left > 1).then(|| one_in(left));
-            rules.push(Rule { probability, ..rule(endpoint) });
+        let mut left: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+        for endpoint in endpoints {
+            let weight = u64::from(endpoint.weight);
+            let probability = (left > weight).then(|| share(weight, left));
+            left = left.saturating_sub(weight);
+            rules.push(Rule { probability, ..rule(endpoint.address) });
         }
         rules
     }

@@ -112,8 +112,8 @@ pub struct Rule {
     clippy::cast_sign_loss,
     reason = "0..=1 times 2^31"
 )]
-pub fn one_in(n: usize) -> u32 {
-    let text = format!("{:.10}", 1.0 / (n.max(1) as f64));
+pub fn share(part: u64, whole: u64) -> u32 {
+    let text = format!("{:.10}", part as f64 / (whole.max(1) as f64));
     parse_probability(&text).unwrap_or(1 << 31)
 }
 
@@ -130,7 +130,7 @@ pub fn parse_probability(text: &str) -> Option<u32> {
 fn probability_text(probability: u32) -> String {
     let value = f64::from(probability) / f64::from(1_u32 << 31);
     let n = (1.0 / value).round();
-    if n.is_finite() && one_in(n as usize) == probability { format!("{:.10}", 1.0 / n) } else { format!("{value:.11}") }
+    if n.is_finite() && share(1, n as u64) == probability { format!("{:.10}", 1.0 / n) } else { format!("{value:.11}") }
 }
 
 /// Text fit for a comment: anything that could end the line or the quotes becomes `_`.
@@ -257,11 +257,11 @@ mod tests {
     #[test]
     fn probabilities_are_kube_proxys_text() {
         for (n, text) in [(1, "1.0000000000"), (2, "0.5000000000"), (3, "0.3333333333"), (4, "0.2500000000")] {
-            let rule = Rule { probability: Some(one_in(n)), ..Rule::default() };
+            let rule = Rule { probability: Some(share(1, n)), ..Rule::default() };
             assert_eq!(rule.to_string(), format!("-m statistic --mode random --probability {text}"));
         }
         // What iptables-save prints for kube-proxy's 0.3333333333 is the same number.
-        assert_eq!(parse_probability("0.33333333349"), Some(one_in(3)));
+        assert_eq!(parse_probability("0.33333333349"), Some(share(1, 3)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Law: [`evolve`] keeps every endpoint that stays in its slot and writes as few slots as it can, so that an endpoint that
 //! is replaced costs one slot however many there are.
 
+use crate::plan::service::Backend;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -13,6 +14,22 @@ pub struct Pool {
     pub id: u32,
     /// The endpoints; one with a greater weight has several.
     pub slots: Vec<SocketAddr>,
+}
+
+/// Slots of a pool of unequal weights at most; finer shares are rounded, each endpoint keeps one at least.
+pub const MOST_SHARES: u32 = 2_048;
+
+/// Each endpoint as often as its weight says.
+#[must_use]
+pub fn shares(endpoints: &[Backend]) -> Vec<SocketAddr> {
+    let total: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    let most = u64::from(MOST_SHARES).max(endpoints.len() as u64);
+    let count = |weight: u32| {
+        let weight = u64::from(weight);
+        let count = if total > most { (weight * most + total / 2) / total } else { weight };
+        usize::try_from(count.max(1)).unwrap_or(1)
+    };
+    endpoints.iter().flat_map(|endpoint| std::iter::repeat_n(endpoint.address, count(endpoint.weight))).collect()
 }
 
 /// The slots of new endpoints, as close to the old slots as can be.
@@ -64,6 +81,26 @@ mod tests {
         assert_eq!(evolve(&endpoints(&[1, 2, 3]), &endpoints(&[1, 2])), endpoints(&[1, 2]));
         assert_eq!(evolve(&endpoints(&[1, 2, 3]), &[]), []);
         assert_eq!(evolve(&[], &endpoints(&[1, 1, 2])), endpoints(&[1, 1, 2]));
+    }
+
+    fn weighted(list: &[u32]) -> Vec<SocketAddr> {
+        let backends: Vec<Backend> = (0..)
+            .zip(list)
+            .map(|(n, weight)| Backend { address: SocketAddr::from(([10, 244, 0, n], 80)), weight: *weight })
+            .collect();
+        shares(&backends)
+    }
+
+    #[test]
+    fn shares_are_weights_and_bounded() {
+        assert_eq!(weighted(&[1, 1]), endpoints(&[0, 1]));
+        assert_eq!(weighted(&[1, 3]), endpoints(&[0, 1, 1, 1]));
+        assert_eq!(weighted(&[]), []);
+        let count = |slots: &[SocketAddr], n: u8| slots.iter().filter(|one| **one == endpoints(&[n])[0]).count();
+        let rounded = weighted(&[1, 999_983, 500_000]);
+        assert!(rounded.len() <= 2_050, "{}", rounded.len());
+        assert_eq!(count(&rounded, 0), 1, "the least keeps one");
+        assert!((1_360..1_370).contains(&count(&rounded, 1)), "{}", count(&rounded, 1));
     }
 
     proptest! {

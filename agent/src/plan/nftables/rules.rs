@@ -2,14 +2,13 @@
 //! Which endpoints there are to choose from is decided in `plan::service`; the fixed rules in `structure` read the maps.
 
 use crate::plan::nftables::class::{Class, Classes};
-use crate::plan::nftables::pool::{Pool, evolve};
+use crate::plan::nftables::pool::{Pool, evolve, shares};
 use crate::plan::nftables::set::{Bytes, CLASS_SHIFT, POOL_MASK, Set};
-use crate::plan::service::{PortPlan, ports};
+use crate::plan::service::{Backend, PortPlan, ports};
 use crate::plan::{Family, NodeFacts};
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 /// Elements of a service in one family, by set and key.
 pub type Elements = BTreeMap<(Set, Bytes), Bytes>;
@@ -141,12 +140,12 @@ impl Port {
             key(&port.plan) == key(&plan)
         };
         let old = before.iter().find(same);
-        let mut pool = |old: Option<&Pool>, endpoints: &[SocketAddr]| {
+        let mut pool = |old: Option<&Pool>, endpoints: &[Backend]| {
             if endpoints.is_empty() {
                 return None;
             }
             let id = old.map(|pool| pool.id).or_else(|| numbers.give())?;
-            Some(Pool { id, slots: evolve(old.map_or(&[], |pool| &pool.slots), endpoints) })
+            Some(Pool { id, slots: evolve(old.map_or(&[], |pool| &pool.slots), &shares(endpoints)) })
         };
         let cluster = pool(old.and_then(|old| old.cluster.as_ref()), &plan.cluster);
         let local = pool(old.and_then(|old| old.local.as_ref()), &plan.local);
