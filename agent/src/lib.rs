@@ -7,6 +7,7 @@
 pub mod book;
 pub mod config;
 pub mod dataplane;
+pub mod health;
 pub mod kernel;
 mod modes;
 pub mod plan;
@@ -21,6 +22,7 @@ pub use config::{Config, Mode};
 pub use modes::{clean, resolve as resolve_mode};
 
 use crate::dataplane::Dataplane;
+use crate::health::HealthChecks;
 use crate::kernel::dry_run::DryRun;
 use crate::kernel::linux::{Iptables, Nftables, is_switched_on};
 use crate::kernel::{Kernel, KernelError};
@@ -144,12 +146,15 @@ impl Start {
             progress: served.clone(),
         });
         let sync = Sync::new(greeting(&config, mode, node_ip), shared.clone(), dataplane, (store, loaded.cluster));
+        let (health_view, node_name) = (shared.clone(), facts.node_name.clone());
         let probes = Probes::new(shared.clone(), sync.book(), node_ip);
 
         let mut tasks = Tasks::new(cancel.clone());
         tasks.spawn("reconcile", Reconcile::new(shared, kernel, facts, progress).run(cancel.clone()));
         tasks.spawn("sync", sync.run(cancel.clone()));
         tasks.spawn("probe", probes.run(namespace.clone(), cancel.clone()));
+        let checks = HealthChecks::new(health_view, node_name, served.clone(), namespace.clone());
+        tasks.spawn("health", checks.run(cancel.clone()));
         tasks.spawn("switch", modes::sweep_others(mode, (namespace, names), served, cancel.clone()));
         let ended = tasks.until_end().await;
         tasks.drain(DRAIN).await;

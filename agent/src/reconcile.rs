@@ -5,6 +5,8 @@
 //! the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
 
 use crate::kernel::{Kernel, KernelError};
+use crate::plan::compile::Pace;
+use crate::plan::ramp::Ramps;
 use crate::plan::{Desired, NodeFacts, Plane, Step, Style, compile};
 use crate::shared::Shared;
 use fairlead_proto::view::{NodeView, Touched};
@@ -65,6 +67,11 @@ pub struct Reconcile<P: Plane> {
     rest_until: Instant,
     /// Somebody else changed the kernel since the last reading began.
     noticed: bool,
+    ramps: Ramps,
+    /// What the time of ramps counts from.
+    epoch: Instant,
+    /// When `desired` was last compiled, milliseconds since then.
+    paced_at: u64,
 }
 
 struct Audit<P: Plane> {
@@ -108,6 +115,9 @@ impl<P: Plane> Reconcile<P> {
             audit_at: Instant::now() + AUDIT_EVERY,
             rest_until: Instant::now(),
             noticed: false,
+            ramps: Ramps::default(),
+            epoch: Instant::now(),
+            paced_at: 0,
         }
     }
 
@@ -130,11 +140,12 @@ impl<P: Plane> Reconcile<P> {
             } else if self.known {
                 self.note_version();
             }
-            let retry_at = self.retry_at;
+            let (retry_at, step_at) = (self.retry_at, self.next_step());
             tokio::select! {
                 () = cancel.cancelled() => return,
                 changed = version.changed() => if changed.is_err() { return },
                 () = sleep_until(retry_at) => self.retry_at = None,
+                () = sleep_until(step_at) => {}
                 read = read(&mut self.audit) => self.judge(read).await,
                 Some(()) = noticed.recv() => self.notice(),
                 () = tokio::time::sleep_until(self.audit_at), if self.audit.is_none() => self.begin_audit(),
@@ -200,13 +211,26 @@ impl<P: Plane> Reconcile<P> {
         let first = self.desired.is_none();
         let desired = self.desired.get_or_insert_with(|| Desired::empty(self.facts.clone()));
         let elsewhere = touched.nodes && compile::zone(view, &self.facts) != desired.zone;
-        let Step { ops, complete } = if first || touched.all || elsewhere {
-            desired.update_all(view)
+        let whole = first || touched.all || elsewhere;
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let due = self.ramps.due(self.paced_at, now);
+        self.paced_at = now;
+        let named = touched.services.iter().chain(view.services.keys().filter(|_| whole));
+        named.for_each(|name| self.ramps.note(name, view.services.get(name), now));
+        let pace: Pace<'_> = &|name, service| self.ramps.paced(name, service, now);
+        let Step { ops, complete } = if whole {
+            desired.update_all_paced(view, pace)
         } else {
-            desired.update(view, &touched.services)
+            desired.update_paced(view, &touched.services.union(&due).cloned().collect(), pace)
         };
         self.known &= complete;
         (first || moved || !complete || !ops.is_empty()).then_some(ops)
+    }
+
+    /// When some endpoint's share grows.
+    fn next_step(&self) -> Option<Instant> {
+        let next = self.ramps.next(self.paced_at)?;
+        Some(self.epoch + Duration::from_millis(next))
     }
 
     async fn bring_about(&mut self, round: Round<P>) {

@@ -47,6 +47,9 @@ pub struct ServerArgs {
     /// NodePorts, inclusive [default: 30000-32767]
     #[arg(long, env = "FAIRLEAD_NODE_PORT_RANGE")]
     node_port_range: Option<String>,
+    /// Ranges that Services' externalIPs may be of: 198.51.100.0/24,… [default: none, so they are refused]
+    #[arg(long, env = "FAIRLEAD_EXTERNAL_IP_CIDRS", value_delimiter = ',')]
+    external_ip_cidrs: Option<Vec<IpNet>>,
     /// Zone that DNS answers for [default: cluster.local]
     #[arg(long, env = "FAIRLEAD_CLUSTER_DOMAIN")]
     cluster_domain: Option<String>,
@@ -103,6 +106,7 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
         initial_cluster,
         service_cidr: service_cidr(args.service_cidr.or(file.service_cidr))?,
         node_ports: range.as_deref().map_or(Ok((30_000, 32_767)), settings::node_port_range)?,
+        external_ip_cidrs: args.external_ip_cidrs.or(file.external_ip_cidrs).unwrap_or_default(),
         cluster_domain: args.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".into()),
         dns_stale,
         render_metrics: telemetry::metrics()?,

@@ -59,6 +59,8 @@ pub struct Config {
     pub service_cidr: IpNet,
     /// NodePorts, inclusive.
     pub node_ports: (u16, u16),
+    /// Ranges that `spec.externalIPs` may be of; none are allowed by default.
+    pub external_ip_cidrs: Vec<IpNet>,
     /// Zone that DNS answers for.
     pub cluster_domain: String,
     /// What DNS does without a quorum.
@@ -128,7 +130,9 @@ pub async fn run(
     let watched = (nodes.cluster.clone(), nodes.alarms.clone());
     tasks.spawn_quiet("lease", lease::run(consensus.clone(), writer.clone(), watched, serving.clone()));
     tasks.spawn("storage", failure(consensus.clone(), serving.clone()));
-    let routes = grpc_routes(&consensus, &writer, (&nodes, &sessions), &serving).await?;
+    let objects = ObjectsService::new(consensus.clone(), writer.clone(), serving.clone());
+    let objects = objects.allowing_external_ips(config.external_ip_cidrs.clone());
+    let routes = grpc_routes(objects, &consensus, (&nodes, &sessions)).await?;
     tasks.spawn("grpc", serve_grpc(listeners.grpc, routes, serving.clone()));
     tasks.spawn("https", http::serve(listeners.https, http::health(consensus.clone()), serving.clone()));
     let metrics = http::health(consensus.clone()).merge(http::metrics(config.render_metrics.clone()));
@@ -207,13 +211,11 @@ async fn failure(consensus: Consensus, cancel: CancellationToken) -> Result<(), 
 }
 
 async fn grpc_routes(
+    objects: ObjectsService,
     consensus: &Consensus,
-    writer: &Writer,
     nodes: (&Arc<Nodes>, &Arc<Sessions>),
-    cancel: &CancellationToken,
 ) -> Result<tonic::service::Routes, ServerError> {
     let (nodes, sessions) = nodes;
-    let objects = ObjectsService::new(consensus.clone(), writer.clone(), cancel.clone());
     let cluster = ClusterService::new(consensus.clone(), nodes.clone(), sessions.clone());
     let sync = NodeSyncService(sessions.clone());
     let (health, health_service) = tonic_health::server::health_reporter();

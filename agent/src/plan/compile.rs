@@ -5,7 +5,8 @@
 
 use crate::plan::NodeFacts;
 use crate::plan::plane::Plane;
-use fairlead_proto::view::{NamespacedName, NodeView};
+use fairlead_proto::view::{NamespacedName, NodeView, ServiceView};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -43,6 +44,11 @@ pub struct Step<P: Plane> {
     pub complete: bool,
 }
 
+/// Shows a service as it counts at the moment (see `ramp`).
+pub type Pace<'p> = &'p dyn for<'a> Fn(&NamespacedName, &'a ServiceView) -> Cow<'a, ServiceView>;
+
+const PLAIN: Pace<'static> = &|_, service| Cow::Borrowed(service);
+
 /// Compiles a whole view.
 #[must_use]
 pub fn compile<P: Plane>(view: &NodeView, facts: &NodeFacts) -> Desired<P> {
@@ -66,18 +72,34 @@ impl<P: Plane> Desired<P> {
 
     /// Brings it to a view of which anything may have changed.
     pub fn update_all(&mut self, view: &NodeView) -> Step<P> {
+        self.update_all_paced(view, PLAIN)
+    }
+
+    /// The same, with services as `pace` shows them.
+    pub fn update_all_paced(&mut self, view: &NodeView, pace: Pace<'_>) -> Step<P> {
         self.zone = zone(view, &self.facts);
         let all = self.services.keys().chain(view.services.keys()).cloned().collect();
-        self.update(view, &all)
+        self.update_paced(view, &all, pace)
     }
 
     /// Brings it to a view of which these services changed.
     pub fn update(&mut self, view: &NodeView, touched: &BTreeSet<NamespacedName>) -> Step<P> {
+        self.update_paced(view, touched, PLAIN)
+    }
+
+    /// The same, with services as `pace` shows them.
+    pub fn update_paced(
+        &mut self,
+        view: &NodeView,
+        touched: &BTreeSet<NamespacedName>,
+        pace: Pace<'_>,
+    ) -> Step<P> {
         let mut changes = Changes::new();
         for name in touched {
             let old = self.services.get(name).cloned();
-            let compile = |service| P::service(service, (&self.facts, &self.zone), (old.as_deref(), &mut self.book));
-            let new = view.services.get(name).and_then(compile).map(Arc::new);
+            let mut compile =
+                |service: &ServiceView| P::service(service, (&self.facts, &self.zone), (old.as_deref(), &mut self.book));
+            let new = view.services.get(name).and_then(|service| compile(&pace(name, service))).map(Arc::new);
             if old != new {
                 match &new {
                     Some(new) => self.services.insert(name.clone(), new.clone()),

@@ -8,6 +8,7 @@ pub mod flows;
 pub mod iptables;
 pub mod nftables;
 pub mod plane;
+pub mod ramp;
 pub mod service;
 
 pub use compile::{Change, Changes, Desired, Step, compile};

@@ -373,6 +373,22 @@ pub fn table() -> Vec<Row> {
         },
         (pods(both), &[(Out, External, Sees(&[1])), (Pod2, External, Sees(both))]),
     );
+    table.row(
+        "an endpoint of weight 0 gets nothing new",
+        |_| {},
+        (
+            changed(pods(both), |one| one.weight = (one.node_name == "node1").then_some(0)),
+            &[(Pod1, ClusterIp, Sees(&[2])), (Node, ClusterIp, Masked(&[2]))],
+        ),
+    );
+    table.row(
+        "endpoints of other weights",
+        |_| {},
+        (
+            changed(pods(both), |one| one.weight = (one.node_name == "node1").then_some(2)),
+            &[(Pod1, ClusterIp, Sees(both)), (Out, ClusterIp, Masked(both))],
+        ),
+    );
     table.0
 }
 

@@ -182,6 +182,8 @@ fn server_config(args: &DevArgs, data_dir: &Path) -> anyhow::Result<fairlead_ser
     // founding list stays what it was.
     let peer = SocketAddr::from(([127, 0, 0, 1], args.listen_grpc.port().checked_add(1).unwrap_or(7401)));
     Ok(fairlead_server::Config {
+        // Its network is nobody else's.
+        external_ip_cidrs: vec!["0.0.0.0/0".parse()?, "::/0".parse()?],
         name: NAME.into(),
         data_dir: data_dir.join("server"),
         listen_grpc: args.listen_grpc,

@@ -7,7 +7,9 @@ use fairlead_proto::internal::v1::{Put, put};
 use fairlead_proto::manifest;
 use fairlead_proto::model::{DEFAULT_NAMESPACE, Invalid, Key};
 use fairlead_proto::v1::{FieldValidation, Input, Object, WriteEffect, WriteOptions, input};
+use ipnet::IpNet;
 use serde_json::Value;
+use std::net::IpAddr;
 
 /// What admission refuses.
 #[derive(Debug)]
@@ -177,6 +179,32 @@ pub fn apply(
     Ok((Put { object: Some(object), precondition, status_only }, WriteEffect::Configured))
 }
 
+/// What this server's operator allows. External addresses attract traffic that may be another's (CVE-2020-8554), so only
+/// those in allowed ranges are taken; what a service already has stays its own.
+///
+/// # Errors
+/// Every address that isn't allowed.
+pub fn permit(put: &Put, live: Option<&Object>, allowed: &[IpNet]) -> Result<(), Refused> {
+    let spec = |object: &Object| object.as_service().and_then(|service| service.spec.clone());
+    let Some(object) = &put.object else {
+        return Ok(());
+    };
+    let had = live.and_then(spec).map(|spec| spec.external_ips).unwrap_or_default();
+    let asked = spec(object).map(|spec| spec.external_ips).unwrap_or_default();
+    let admits = |text: &String| {
+        had.contains(text)
+            || text.parse::<IpAddr>().is_ok_and(|address| allowed.iter().any(|range| range.contains(&address)))
+    };
+    let refused = asked.iter().enumerate().filter(|(_, text)| !admits(text));
+    let problems: Vec<Invalid> = refused
+        .map(|(index, text)| {
+            let detail = format!("{text} is in no range that the servers' --external-ip-cidrs allow");
+            Invalid::forbidden(format!("spec.externalIPs[{index}]"), &detail)
+        })
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(Refused::Invalid(object.key(), problems)) }
+}
+
 /// Identity, times and revision are the server's: whatever the client says of them is dropped.
 fn keep_server_fields(object: &mut Object, live: &Object) {
     let kept = live.metadata().clone();
@@ -207,4 +235,35 @@ fn named(value: &Value) -> Key {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     let kind = manifest::kind_by_name(&text("/kind")).unwrap_or(fairlead_proto::v1::Kind::Unspecified);
     Key::new(kind, text("/metadata/namespace"), text("/metadata/name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fairlead_proto::v1::{Service, ServiceSpec};
+
+    fn service(addresses: &[&str]) -> Object {
+        let external_ips = addresses.iter().map(|text| (*text).to_owned()).collect();
+        Service { spec: Some(ServiceSpec { external_ips, ..ServiceSpec::default() }), ..Service::default() }.into()
+    }
+
+    #[test]
+    fn an_external_address_needs_a_range_that_allows_it() {
+        let allowed: [IpNet; 2] = ["198.51.100.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let check = |addresses: &[&str], live: Option<&Object>, allowed: &[IpNet]| {
+            let put = Put { object: Some(service(addresses)), ..Put::default() };
+            match permit(&put, live, allowed) {
+                Ok(()) => Vec::new(),
+                Err(Refused::Invalid(_, problems)) => problems.into_iter().map(|problem| problem.field).collect(),
+                Err(Refused::BadRequest(why)) => vec![why],
+            }
+        };
+        assert_eq!(check(&[], None, &[]), [""; 0]);
+        assert_eq!(check(&["198.51.100.7", "2001:db8::7"], None, &allowed), [""; 0]);
+        assert_eq!(check(&["198.51.100.7", "203.0.113.1"], None, &allowed), ["spec.externalIPs[1]"]);
+        assert_eq!(check(&["198.51.100.7"], None, &[]), ["spec.externalIPs[0]"], "nothing is allowed unasked");
+        let live = service(&["203.0.113.1"]);
+        assert_eq!(check(&["203.0.113.1"], Some(&live), &[]), [""; 0], "what it has stays");
+        assert_eq!(check(&["203.0.113.1", "203.0.113.2"], Some(&live), &[]), ["spec.externalIPs[1]"]);
+    }
 }

@@ -15,6 +15,7 @@ use fairlead_proto::v1::{
     Object, ObjectResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect, WriteOptions, objects_server,
 };
 use rand::Rng as _;
+use ipnet::IpNet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -35,13 +36,22 @@ pub struct ObjectsService {
     consensus: Consensus,
     writer: Writer,
     cancel: CancellationToken,
+    /// Ranges that `spec.externalIPs` may be of.
+    external_ips: Arc<[IpNet]>,
 }
 
 impl ObjectsService {
     /// Makes the service; `cancel` ends its watches.
     #[must_use]
     pub fn new(consensus: Consensus, writer: Writer, cancel: CancellationToken) -> Self {
-        Self { consensus, writer, cancel }
+        Self { consensus, writer, cancel, external_ips: Arc::new([]) }
+    }
+
+    /// With ranges that `spec.externalIPs` may be of.
+    #[must_use]
+    pub fn allowing_external_ips(mut self, ranges: Vec<IpNet>) -> Self {
+        self.external_ips = ranges.into();
+        self
     }
 
     async fn write(&self, options: &WriteOptions, command: command::Kind) -> Result<Outcome, Status> {
@@ -84,7 +94,8 @@ impl ObjectsService {
         snapshot.state.get(key).cloned().ok_or_else(|| status::not_found(key, snapshot.state.revision()))
     }
 
-    async fn put(&self, options: &WriteOptions, put: Put) -> Result<Outcome, Status> {
+    async fn put(&self, options: &WriteOptions, put: Put, live: Option<&Object>) -> Result<Outcome, Status> {
+        admit::permit(&put, live, &self.external_ips).map_err(refused)?;
         self.write(options, command::Kind::Put(put)).await
     }
 
@@ -97,7 +108,7 @@ impl ObjectsService {
         for attempt in 0..MERGE_ATTEMPTS {
             let live = snapshot.state.get(&key).cloned();
             let (put, effect) = admit::apply(&admitted, live.as_deref(), draw(), options.status).map_err(refused)?;
-            let outcome = self.put(options, put).await?;
+            let outcome = self.put(options, put, live.as_deref()).await?;
             let raced = outcome.rejection.as_ref().is_some_and(|rejection| {
                 use fairlead_proto::internal::v1::rejection::Code;
                 match rejection.code() {
@@ -125,7 +136,7 @@ impl objects_server::Objects for ObjectsService {
         let options = request.options.unwrap_or_default();
         let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
         let put = admit::create(&admitted, draw()).map_err(refused)?;
-        let outcome = self.put(&options, put).await?;
+        let outcome = self.put(&options, put, None).await?;
         answer(outcome, &admitted)
     }
 
@@ -142,7 +153,7 @@ impl objects_server::Objects for ObjectsService {
         let snapshot = self.read().await?;
         let live = Self::live(&snapshot, &admitted.object.key())?;
         let put = admit::update(&admitted, &live, options.status).map_err(refused)?;
-        let outcome = self.put(&options, put).await?;
+        let outcome = self.put(&options, put, Some(&live)).await?;
         answer(outcome, &admitted)
     }
 

@@ -13,6 +13,8 @@ pub struct Class {
     pub protocol: Protocol,
     /// Slots to draw from.
     pub slots: u32,
+    /// The slot is a hash of the source, not drawn.
+    pub maglev: bool,
     /// Seconds for which a client stays with its endpoint, if it does.
     pub affinity: Option<u32>,
 }
@@ -21,7 +23,8 @@ impl Class {
     /// Name of its chain.
     #[must_use]
     pub fn chain(self) -> String {
-        let plain = format!("pick-{}-{}", self.protocol.name(), self.slots);
+        let hashed = if self.maglev { "-maglev" } else { "" };
+        let plain = format!("pick-{}-{}{hashed}", self.protocol.name(), self.slots);
         match self.affinity {
             None => plain,
             Some(seconds) => format!("{plain}-sticky-{seconds}"),
@@ -37,7 +40,11 @@ impl Class {
             Some((slots, seconds)) => (slots, Some(seconds.parse().ok()?)),
             None => (rest, None),
         };
-        Some(Self { protocol, slots: slots.parse().ok().filter(|slots| *slots > 0)?, affinity })
+        let (slots, maglev) = match slots.strip_suffix("-maglev") {
+            Some(slots) => (slots, true),
+            None => (slots, false),
+        };
+        Some(Self { protocol, slots: slots.parse().ok().filter(|slots| *slots > 0)?, maglev, affinity })
     }
 }
 
@@ -90,13 +97,15 @@ mod tests {
     use super::*;
 
     fn class(slots: u32) -> Class {
-        Class { protocol: Protocol::Tcp, slots, affinity: None }
+        Class { protocol: Protocol::Tcp, slots, maglev: false, affinity: None }
     }
 
     #[test]
     fn a_class_is_found_by_its_chain() {
         let plain = class(3);
-        for class in [plain, Class { slots: 1_000, affinity: Some(10_800), ..plain }] {
+        let maglev = Class { slots: 4_093, maglev: true, ..plain };
+        let sticky = Class { affinity: Some(10_800), ..maglev };
+        for class in [plain, maglev, sticky, Class { slots: 1_000, affinity: Some(10_800), ..plain }] {
             assert_eq!(Class::named(&class.chain()), Some(class));
         }
         for other in ["pick-", "pick-tcp-0", "pick-udp-3-sticky-", "services", "pick-sctp-x", "pick-3"] {

@@ -5,8 +5,8 @@ use crate::plan::flows::{self, Bindings};
 use crate::plan::nftables::book::{Book, Page, Step, split_shared};
 use crate::plan::nftables::class::Class;
 use crate::plan::nftables::op::Op;
-use crate::plan::nftables::pool::{Pool, evolve};
-use crate::plan::nftables::rules::{Elements, Port, Rules};
+use crate::plan::nftables::pool::evolve;
+use crate::plan::nftables::rules::{self, Elements, Port, Rules};
 use crate::plan::nftables::set::{Bytes, CLASS_SHIFT, MOST_CLASSES, Set};
 use crate::plan::nftables::structure::Structure;
 use crate::plan::nftables::{NftablesPlane, Observed, Table};
@@ -239,8 +239,12 @@ fn adopt_port(port: &mut Port, (table, family): (Option<&Table>, Family), fresh:
         };
         let known = keys.into_iter().find_map(|key| table.elements.get(&key)).and_then(|data| data.number_at(0));
         let same = |id: &u32| class_of(table, *id).is_some_and(|class| class.affinity == affinity);
+        let placed = rules::is_maglev(plan);
         if let Some(id) = known.filter(same).filter(|id| fresh.numbers.take(*id)) {
-            *pool = Pool { id, slots: evolve(&slots(table, (plan.protocol, id), family), &pool.slots) };
+            pool.id = id;
+            if !placed {
+                pool.slots = evolve(&slots(table, (plan.protocol, id), family), &pool.slots);
+            }
         }
     }
 }

@@ -2,10 +2,11 @@
 //! Which endpoints there are to choose from is decided in `plan::service`; the fixed rules in `structure` read the maps.
 
 use crate::plan::nftables::class::{Class, Classes};
-use crate::plan::nftables::pool::{Pool, evolve, shares};
+use crate::plan::nftables::pool::{Pool, evolve, maglev, shares};
 use crate::plan::nftables::set::{Bytes, CLASS_SHIFT, POOL_MASK, Set};
 use crate::plan::service::{Backend, PortPlan, ports};
 use crate::plan::{Family, NodeFacts};
+use fairlead_proto::model::annotations::Scheduler;
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -145,7 +146,9 @@ impl Port {
                 return None;
             }
             let id = old.map(|pool| pool.id).or_else(|| numbers.give())?;
-            Some(Pool { id, slots: evolve(old.map_or(&[], |pool| &pool.slots), &shares(endpoints)) })
+            let before = old.map_or(&[][..], |pool| &pool.slots);
+            let slots = if is_maglev(&plan) { maglev(endpoints) } else { evolve(before, &shares(endpoints)) };
+            Some(Pool { id, slots })
         };
         let cluster = pool(old.and_then(|old| old.cluster.as_ref()), &plan.cluster);
         let local = pool(old.and_then(|old| old.local.as_ref()), &plan.local);
@@ -159,6 +162,7 @@ impl Port {
     fn class(&self, pool: &Pool) -> Class {
         Class {
             protocol: self.plan.protocol,
+            maglev: is_maglev(&self.plan),
             slots: u32::try_from(pool.slots.len()).unwrap_or(u32::MAX),
             affinity: self.plan.affinity_seconds,
         }
@@ -256,6 +260,12 @@ impl Port {
             elements.insert((Set::GuardedNodePorts, key), Bytes::none());
         }
     }
+}
+
+/// A place in a Maglev table means something: slots are not free to choose.
+#[must_use]
+pub fn is_maglev(plan: &PortPlan) -> bool {
+    plan.scheduler == Some(Scheduler::Maglev)
 }
 
 /// The sets that a kind of frontend is in.

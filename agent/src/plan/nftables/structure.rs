@@ -22,6 +22,9 @@ pub const PICKS: &str = "picks";
 /// Clients remembered at most, for each affinity time-out.
 pub const MOST_CLIENTS: u32 = 262_144;
 
+/// The same on every node, so that a client finds its endpoint by way of any of them.
+const MAGLEV_SEED: &str = "0xf41e4d";
+
 /// What services need beside elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -63,9 +66,13 @@ pub fn structure(family: Family, facts: &NodeFacts, needs: &Needs) -> Structure 
 /// Ops that make a table with one of everything: for a kernel to be asked whether it would take it.
 #[must_use]
 pub fn sample(family: Family) -> Vec<Op> {
-    let plain = Class { protocol: Protocol::Tcp, slots: 2, affinity: None };
+    let plain = Class { protocol: Protocol::Tcp, slots: 2, maglev: false, affinity: None };
     let needs = Needs {
-        classes: BTreeMap::from([(1, plain), (2, Class { affinity: Some(60), ..plain })]),
+        classes: BTreeMap::from([
+            (1, plain),
+            (2, Class { affinity: Some(60), ..plain }),
+            (3, Class { maglev: true, ..plain }),
+        ]),
         affinities: BTreeSet::from([60]),
         ranges: BTreeSet::from([24]),
         node_port_ranges: BTreeSet::from([24]),
@@ -235,17 +242,20 @@ impl Writer<'_> {
 
     fn pick(&self, class: Class) -> Vec<String> {
         let protocol = format!("meta l4proto {}", class.protocol.name());
-        let drawn = |slots: u32| {
-            let (ip, map) = (self.ip(), Set::Endpoints(class.protocol).name());
-            format!("{protocol} dnat {ip} to meta priority & f:ffff . numgen random mod {slots} map @{map}")
-        };
+        let (ip, map) = (self.ip(), Set::Endpoints(class.protocol).name());
+        let at = |slot: &str| format!("{protocol} dnat {ip} to meta priority & f:ffff . {slot} map @{map}");
+        let drawn = |slots: u32| at(&format!("numgen random mod {slots}"));
         let mut rules = Vec::new();
         if let Some(seconds) = class.affinity {
             let key = self.client();
             let [addresses, ports] = client_maps(seconds);
             rules.push(format!("{protocol} dnat to {key} map @{addresses}:{key} map @{ports}"));
         }
-        rules.push(drawn(class.slots));
+        rules.push(if class.maglev {
+            at(&format!("jhash {ip} saddr mod {} seed {MAGLEV_SEED}", class.slots))
+        } else {
+            drawn(class.slots)
+        });
         rules.push(drawn(1));
         rules
     }
