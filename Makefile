@@ -36,7 +36,7 @@ bench-dataplane: ## what a change costs by data plane, at 1,000 to 45,000 servic
 	@$(PREPARE) build run
 	@$(MAKE) --no-print-directory rocksdb
 	cargo build --release --locked --package fairlead --package fairlead-agent --bins --example load --example dataplane
-	@deploy/bench/dataplane.sh $(TARGET)/release/examples/dataplane
+	@deploy/bench/dataplane.sh $(TARGET)/release/examples/dataplane $(FAIRLEAD)
 
 lint: ## format, clippy, licences and bans
 	@$(PREPARE) build

@@ -12,7 +12,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
-use fairlead_proto::view::{NamespacedName, NodeView};
+use fairlead_proto::view::{NamespacedName, ServiceView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -26,26 +26,17 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// What a port answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// The service.
-    pub service: NamespacedName,
-    /// Its ready endpoints on this node.
-    pub local: usize,
+struct Check {
+    service: NamespacedName,
+    local: usize,
 }
 
-/// Every port to answer at. Of two services with one port (that can't be allocated) the first by name has it.
+/// The port at which a service's checks are answered, and its ready endpoints on a node.
 #[must_use]
-pub fn checks(view: &NodeView, node: &str) -> BTreeMap<u16, Check> {
-    let mut checks = BTreeMap::new();
-    for (name, service) in &view.services {
-        let Some(port) = u16::try_from(service.item.health_check_node_port).ok().filter(|port| *port != 0) else {
-            continue;
-        };
-        let here = service.endpoints.values().filter(|one| one.ready && one.node_name == node);
-        let local = here.map(|one| &one.address).collect::<BTreeSet<_>>().len();
-        checks.entry(port).or_insert(Check { service: name.clone(), local });
-    }
-    checks
+pub fn check(service: &ServiceView, node: &str) -> Option<(u16, usize)> {
+    let port = u16::try_from(service.item.health_check_node_port).ok().filter(|port| *port != 0)?;
+    let here = service.endpoints.values().filter(|one| one.ready && one.node_name == node);
+    Some((port, here.map(|one| one.address).collect::<BTreeSet<_>>().len()))
 }
 
 /// The answers, kept at the newest view.
@@ -54,6 +45,8 @@ pub struct HealthChecks {
     node: String,
     progress: watch::Receiver<Progress>,
     namespace: Option<PathBuf>,
+    /// Services that ask for a port.
+    asking: BTreeMap<NamespacedName, (u16, usize)>,
     open: BTreeMap<u16, Open>,
 }
 
@@ -72,7 +65,7 @@ impl HealthChecks {
         progress: watch::Receiver<Progress>,
         namespace: Option<PathBuf>,
     ) -> Self {
-        Self { shared, node, progress, namespace, open: BTreeMap::new() }
+        Self { shared, node, progress, namespace, asking: BTreeMap::new(), open: BTreeMap::new() }
     }
 
     /// Answers until cancelled.
@@ -91,7 +84,22 @@ impl HealthChecks {
 
     /// Opens, closes and updates ports. False: one couldn't be opened.
     fn follow(&mut self) -> bool {
-        let wanted = self.shared.look(|view| checks(view, &self.node));
+        let Self { asking, node, .. } = self;
+        self.shared.take_for_checks(|view, touched| {
+            let all = view.services.keys().filter(|_| touched.all);
+            asking.retain(|name, _| !touched.all || view.services.contains_key(name));
+            for name in touched.services.iter().chain(all) {
+                match view.services.get(name).and_then(|service| check(service, node)) {
+                    Some(asked) => asking.insert(name.clone(), asked),
+                    None => asking.remove(name),
+                };
+            }
+        });
+        // Of two services with one port (that can't be allocated) the first by name has it.
+        let mut wanted: BTreeMap<u16, Check> = BTreeMap::new();
+        for (service, (port, local)) in &self.asking {
+            wanted.entry(*port).or_insert_with(|| Check { service: service.clone(), local: *local });
+        }
         self.open.retain(|port, _| wanted.contains_key(port));
         let mut complete = true;
         for (port, check) in wanted {

@@ -215,6 +215,9 @@ impl<P: Plane> Reconcile<P> {
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         let due = self.ramps.due(self.paced_at, now);
         self.paced_at = now;
+        if whole {
+            self.ramps.keep(|name| view.services.contains_key(name));
+        }
         let named = touched.services.iter().chain(view.services.keys().filter(|_| whole));
         named.for_each(|name| self.ramps.note(name, view.services.get(name), now));
         let pace: Pace<'_> = &|name, service| self.ramps.paced(name, service, now);

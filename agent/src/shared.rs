@@ -24,6 +24,8 @@ struct Inner {
     for_rules: Touched,
     /// What the probes haven't looked at.
     for_probes: Touched,
+    /// What the health checks haven't looked at.
+    for_checks: Touched,
     /// Folded and not announced: it may not be on the disk yet, so no rule is made of it.
     unannounced: bool,
 }
@@ -36,7 +38,14 @@ impl Shared {
     #[must_use]
     pub fn new(view: NodeView, service_cidrs: Vec<IpNet>) -> Self {
         let all = Touched { all: true, ..Touched::default() };
-        let inner = Inner { view, service_cidrs, for_rules: all.clone(), for_probes: all, unannounced: false };
+        let inner = Inner {
+            view,
+            service_cidrs,
+            for_rules: all.clone(),
+            for_probes: all.clone(),
+            for_checks: all,
+            unannounced: false,
+        };
         Self { inner: Mutex::new(inner), version: watch::Sender::new(0) }
     }
 
@@ -59,6 +68,7 @@ impl Shared {
                 Ok(touched) => {
                     merge(&mut inner.for_rules, &touched);
                     merge(&mut inner.for_probes, &touched);
+                    merge(&mut inner.for_checks, &touched);
                 }
                 Err(error) => {
                     inner.view = NodeView::default();
@@ -112,6 +122,13 @@ impl Shared {
         }
         let touched = std::mem::take(&mut inner.for_rules);
         Some(look(&inner.view, touched))
+    }
+
+    /// The same for the health checks, whatever is announced.
+    pub fn take_for_checks<T>(&self, look: impl FnOnce(&NodeView, Touched) -> T) -> T {
+        let mut inner = self.lock();
+        let touched = std::mem::take(&mut inner.for_checks);
+        look(&inner.view, touched)
     }
 
     /// The pods touched since the last call; with `true`, they are all there are. `None` if there is no view.

@@ -294,6 +294,44 @@ async fn a_switch_between_iptables_and_nftables_loses_no_connection() {
     assert!(failed.is_empty(), "{failed:?} of {}", asked.load(Ordering::Relaxed));
 }
 
+/// Another version's table can't be changed in place; it is made again without a moment in which it is empty.
+#[test]
+fn a_table_of_another_version_is_replaced_without_a_gap_nftables() {
+    let net = Arc::new(Net::build("x"));
+    let many: Vec<_> = std::iter::once(web(&[1, 2]))
+        .chain((0..2_000).map(|index| {
+            let (third, fourth) = (index / 250, index % 250);
+            let one = endpoint(&format!("10.244.{third}.{fourth}"), "node1", &["http:8080/TCP"]);
+            (service(&format!("more{index}"), &format!("10.97.{third}.{fourth}"), &["http:80/TCP"]), vec![one])
+        }))
+        .collect();
+    let mut plane = start(&net, &many);
+    let before = plane.kernel.observe().unwrap();
+    let node = net.name("node");
+    sh(&format!("ip netns exec {node} nft delete chain ip fairlead filter-forward"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "add chain ip fairlead filter-forward { type filter hook forward priority 17; }\n").unwrap();
+    sh(&format!("ip netns exec {node} nft -f {}", file.path().display()));
+    let (through, done): (_, Arc<AtomicBool>) = (net.clone(), Arc::default());
+    let ended = done.clone();
+    let asking = std::thread::spawn(move || {
+        let mut answers = std::collections::BTreeMap::new();
+        while !ended.load(Ordering::Relaxed) {
+            for (answer, count) in through.ask_within(PATIENCE, ("out", "10.96.0.10:80"), 20) {
+                *answers.entry(answer).or_default() += count;
+            }
+        }
+        answers
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    plane.whole();
+    std::thread::sleep(Duration::from_millis(100));
+    done.store(true, Ordering::Relaxed);
+    let answers: std::collections::BTreeMap<String, usize> = asking.join().unwrap();
+    assert!(answers.keys().all(|answer| answer.starts_with("pod")), "{answers:?}");
+    assert!(before == plane.kernel.observe().unwrap());
+}
+
 /// The elements went in, and then a later part was refused: nobody would find these flows stale again.
 #[test]
 fn flows_are_forgotten_though_a_later_part_is_refused_nftables() {

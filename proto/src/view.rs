@@ -46,7 +46,82 @@ pub struct ServiceView {
     /// The service's rules-relevant fields.
     pub item: ServiceItem,
     /// All endpoints: ready, not ready and terminating.
-    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    pub endpoints: EndpointList,
+}
+
+/// Endpoints in the order of their identity. Kept encoded, at a fifth of their size: a node keeps those of all services,
+/// and looks at few.
+#[derive(Clone, Default, PartialEq)]
+pub struct EndpointList(Vec<Box<[u8]>>);
+
+impl EndpointList {
+    /// Every endpoint.
+    pub fn values(&self) -> impl Iterator<Item = Endpoint> {
+        self.0.iter().map(|encoded| decoded(encoded))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// There is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, id: &EndpointId) -> Option<Endpoint> {
+        self.find(id).ok().map(|at| decoded(&self.0[at]))
+    }
+
+    /// Puts one in; the answer is what it replaces.
+    pub fn insert(&mut self, endpoint: &Endpoint) -> Option<Endpoint> {
+        let encoded = endpoint.encode_to_vec().into_boxed_slice();
+        match self.find(&endpoint_id(endpoint)) {
+            Ok(at) => Some(decoded(&std::mem::replace(&mut self.0[at], encoded))),
+            Err(at) => {
+                if self.0.len() < FEW {
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(at, encoded);
+                None
+            }
+        }
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, id: &EndpointId) -> Option<Endpoint> {
+        self.find(id).ok().map(|at| decoded(&self.0.remove(at)))
+    }
+
+    fn find(&self, id: &EndpointId) -> Result<usize, usize> {
+        self.0.binary_search_by(|encoded| endpoint_id(&decoded(encoded)).cmp(id))
+    }
+}
+
+impl FromIterator<Endpoint> for EndpointList {
+    fn from_iter<T: IntoIterator<Item = Endpoint>>(endpoints: T) -> Self {
+        let mut list = Self::default();
+        for endpoint in endpoints {
+            list.insert(&endpoint);
+        }
+        list
+    }
+}
+
+impl std::fmt::Debug for EndpointList {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.values()).finish()
+    }
+}
+
+/// INVARIANT: what is encoded here was an endpoint.
+fn decoded(encoded: &[u8]) -> Endpoint {
+    Endpoint::decode(encoded).unwrap_or_default()
 }
 
 /// The whole of what a node needs to program its kernel.
@@ -95,6 +170,10 @@ pub struct Touched {
     pub nodes: bool,
 }
 
+/// A list that is shorter is not given room to grow.
+const FEW: usize = 8;
+/// Length of a view's digest.
+const DIGEST_BYTES: usize = 8;
 const SERVICE: u8 = 1;
 const ENDPOINT: u8 = 2;
 const POD: u8 = 3;
@@ -104,7 +183,7 @@ impl NodeView {
     /// Digest of the content (not of the revision); equal views have equal digests on every machine.
     #[must_use]
     pub fn digest(&self) -> Vec<u8> {
-        self.digest.to_bytes()
+        shortened(self.digest)
     }
 
     /// Folds one message of a delta into the view.
@@ -190,10 +269,10 @@ impl NodeView {
                 .services
                 .iter()
                 .flat_map(|(key, service)| {
-                    service.endpoints.values().map(|endpoint| EndpointItem {
+                    service.endpoints.values().map(move |endpoint| EndpointItem {
                         namespace: key.namespace.clone(),
                         service: key.name.clone(),
-                        endpoint: Some(endpoint.clone()),
+                        endpoint: Some(endpoint),
                     })
                 })
                 .collect(),
@@ -204,7 +283,10 @@ impl NodeView {
         }
     }
 
-    fn upsert_service(&mut self, item: ServiceItem) {
+    fn upsert_service(&mut self, mut item: ServiceItem) {
+        // Decoding leaves them room for more.
+        item.ports.shrink_to_fit();
+        item.cluster_ips.shrink_to_fit();
         self.digest.add(SERVICE, &item.encode_to_vec());
         let entry = self.services.entry(NamespacedName::new(&item.namespace, &item.name));
         match entry {
@@ -213,7 +295,7 @@ impl NodeView {
                 old.get_mut().item = item;
             }
             std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(ServiceView { item, endpoints: BTreeMap::new() });
+                slot.insert(ServiceView { item, endpoints: EndpointList::default() });
             }
         }
     }
@@ -222,7 +304,7 @@ impl NodeView {
         if let Some(old) = self.services.remove(key) {
             self.digest.remove(SERVICE, &old.item.encode_to_vec());
             for endpoint in old.endpoints.values() {
-                self.digest.remove(ENDPOINT, &encode_endpoint(key, endpoint));
+                self.digest.remove(ENDPOINT, &encode_endpoint(key, &endpoint));
             }
         }
     }
@@ -234,7 +316,7 @@ impl NodeView {
         };
         let endpoint = item.endpoint.clone().unwrap_or_default();
         self.digest.add(ENDPOINT, &encode_endpoint(&key, &endpoint));
-        if let Some(old) = service.endpoints.insert(endpoint_id(&endpoint), endpoint) {
+        if let Some(old) = service.endpoints.insert(&endpoint) {
             self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
         }
         Ok(())
@@ -287,8 +369,15 @@ impl ViewDigest {
     /// As [`NodeView::digest`] gives it.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
-        self.0.to_bytes()
+        shortened(self.0)
     }
+}
+
+/// Every delta carries one: 64 bits find an accident as well as 256 would.
+fn shortened(digest: SetDigest) -> Vec<u8> {
+    let mut bytes = digest.to_bytes();
+    bytes.truncate(DIGEST_BYTES);
+    bytes
 }
 
 /// Identity of an endpoint within its service.

@@ -4,7 +4,8 @@
 //! its full share (a restarted agent ramps nothing); a ramp ends; equal ramps weigh the same as no ramp.
 
 use fairlead_proto::model::annotations;
-use fairlead_proto::view::{EndpointId, NamespacedName, ServiceView};
+use fairlead_proto::v1::Endpoint;
+use fairlead_proto::view::{EndpointId, NamespacedName, ServiceView, endpoint_id};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,9 +36,14 @@ impl Ramps {
             None => None,
             Some(ramp) => ramp.since.get(id).copied().unwrap_or(Some(now_ms)),
         };
-        let ready = service.endpoints.iter().filter(|(_, endpoint)| endpoint.ready);
-        let since = ready.map(|(id, _)| (id.clone(), since(id))).collect();
+        let ready = service.endpoints.values().filter(|endpoint| endpoint.ready).map(|endpoint| endpoint_id(&endpoint));
+        let since = ready.map(|id| (id.clone(), since(&id))).collect();
         self.0.insert(name.clone(), Ramp { step_ms: u64::from(seconds) * 1_000 / u64::from(STEPS), since });
+    }
+
+    /// Forgets services that are no more.
+    pub fn keep(&mut self, exists: impl Fn(&NamespacedName) -> bool) {
+        self.0.retain(|name, _| exists(name));
     }
 
     /// The service with the weights that its endpoints have at a time.
@@ -46,12 +52,14 @@ impl Ramps {
         let Some(ramp) = self.0.get(name).filter(|ramp| ramp.steps(now_ms).any(|step| step < STEPS)) else {
             return Cow::Borrowed(service);
         };
-        let mut paced = service.clone();
-        for (id, endpoint) in &mut paced.endpoints {
-            let step = ramp.since.get(id).map_or(STEPS, |since| ramp.step(*since, now_ms));
-            endpoint.weight = Some(endpoint.weight.unwrap_or(1) * step);
-        }
-        Cow::Owned(paced)
+        let pace = |endpoint: Endpoint| {
+            let step = ramp.since.get(&endpoint_id(&endpoint)).map_or(STEPS, |since| ramp.step(*since, now_ms));
+            Endpoint { weight: Some(endpoint.weight.unwrap_or(1) * step), ..endpoint }
+        };
+        Cow::Owned(ServiceView {
+            item: service.item.clone(),
+            endpoints: service.endpoints.values().map(pace).collect(),
+        })
     }
 
     /// Services of which some endpoint reached another step between two times.
@@ -96,14 +104,13 @@ fn seconds(service: &ServiceView) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fairlead_proto::v1::Endpoint;
 
     fn service(endpoints: &[(&str, bool)]) -> ServiceView {
         let mut view = ServiceView::default();
         view.item.annotations.insert(annotations::SLOW_START.into(), "10s".into());
         for (address, ready) in endpoints {
             let endpoint = Endpoint { address: (*address).into(), ready: *ready, ..Endpoint::default() };
-            view.endpoints.insert(((*address).into(), String::new()), endpoint);
+            view.endpoints.insert(&endpoint);
         }
         view
     }

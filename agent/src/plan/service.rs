@@ -132,6 +132,7 @@ pub fn ports(service: &ServiceView, facts: &NodeFacts, (zone, family): (&str, Fa
         return Vec::new();
     }
     let place = Place { node: &facts.node_name, zone };
+    let endpoints: Vec<Endpoint> = service.endpoints.values().collect();
     let mut ports = Vec::new();
     for port in &item.ports {
         let (Some(protocol), Some(number)) = (Protocol::from_kubernetes(&port.protocol), number(port.port)) else {
@@ -156,7 +157,7 @@ pub fn ports(service: &ServiceView, facts: &NodeFacts, (zone, family): (&str, Fa
             kept: Vec::new(),
             has_endpoints: false,
         };
-        choose(&mut plan, &backends(service, port, family), (place, &item.traffic_distribution));
+        choose(&mut plan, &backends(&endpoints, port, family), (place, &item.traffic_distribution));
         ports.push(plan);
     }
     ports
@@ -173,10 +174,10 @@ pub fn port_name(item: &ServiceItem, port: &ServicePort) -> String {
 }
 
 /// Endpoints that serve a port, by address: sorted, each once.
-fn backends<'a>(service: &'a ServiceView, port: &ServicePort, family: Family) -> BTreeMap<SocketAddr, &'a Endpoint> {
+fn backends<'a>(endpoints: &'a [Endpoint], port: &ServicePort, family: Family) -> BTreeMap<SocketAddr, &'a Endpoint> {
     let protocol = Protocol::from_kubernetes(&port.protocol);
     let mut found: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
-    for endpoint in service.endpoints.values() {
+    for endpoint in endpoints {
         let Ok(address) = endpoint.address.parse::<IpAddr>() else {
             continue;
         };
@@ -215,6 +216,8 @@ fn weighted<'a>(endpoints: impl Iterator<Item = (&'a SocketAddr, &'a &'a Endpoin
         endpoints.map(|(address, endpoint)| Backend { address: *address, weight: weight(endpoint) }).collect();
     let divisor = list.iter().fold(0, |divisor, backend| gcd(divisor, backend.weight)).max(1);
     list.iter_mut().for_each(|backend| backend.weight /= divisor);
+    // Of these there are many, for long.
+    list.shrink_to_fit();
     list
 }
 
@@ -282,6 +285,7 @@ fn addresses(texts: &[String], family: Family) -> Vec<IpAddr> {
         texts.iter().filter_map(|text| text.parse().ok()).filter(|address| Family::of(*address) == family).collect();
     addresses.sort();
     addresses.dedup();
+    addresses.shrink_to_fit();
     addresses
 }
 

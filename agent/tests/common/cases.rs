@@ -4,8 +4,9 @@
 //! The node of the tests is `node1` in zone `a` with `pod1`; `pod2` is said to be on `node2` in zone `b`, though the same
 //! kernel reaches it. The rules are kube-proxy's, and what users of it wait for.
 
-use super::net::{Net, PATIENCE};
-use super::{endpoint, facts, service};
+use super::net::{Net, PATIENCE, SILENCE};
+use super::{ask, endpoint, facts, service};
+use fairlead_agent::plan::service::Protocol;
 use fairlead_agent::plan::{Family, NodeFacts};
 use fairlead_proto::v1::{Endpoint, ServiceItem};
 use std::collections::BTreeSet;
@@ -61,6 +62,8 @@ pub struct Row {
     pub item: ServiceItem,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// The protocol of its port and of the packets.
+    pub protocol: Protocol,
     /// The packets.
     pub packets: Vec<(Asker, To, End)>,
 }
@@ -111,7 +114,30 @@ impl Table {
         if !item.external_ips.is_empty() {
             item.external_ips = vec![format!("198.51.100.{number}"), format!("2001:db8:2::{number}")];
         }
-        self.0.push(Row { name, item, endpoints, packets: packets.to_vec() });
+        self.0.push(Row { name, item, endpoints, protocol: Protocol::Tcp, packets: packets.to_vec() });
+    }
+
+    /// The row before, by another protocol.
+    fn again(&mut self, name: &'static str, protocol: Protocol) {
+        let row = self.0.last().unwrap();
+        let (mut item, mut endpoints) = (row.item.clone(), row.endpoints.clone());
+        let number = self.0.len() + 1;
+        item.name = format!("s{number}");
+        item.cluster_ips = vec![format!("10.96.1.{number}"), format!("fd00:96::1:{number}")];
+        if !item.load_balancer_ips.is_empty() {
+            item.load_balancer_ips = vec![format!("203.0.113.{number}"), format!("2001:db8:1::{number}")];
+        }
+        let spelt = protocol.name().to_ascii_uppercase();
+        for port in &mut item.ports {
+            port.protocol.clone_from(&spelt);
+            port.node_port = 30_000 + i32::try_from(number).unwrap();
+        }
+        for port in endpoints.iter_mut().flat_map(|endpoint| &mut endpoint.ports) {
+            port.protocol.clone_from(&spelt);
+            port.port = ask::port(protocol).into();
+        }
+        let packets = row.packets.clone();
+        self.0.push(Row { name, item, endpoints, protocol, packets });
     }
 }
 
@@ -145,6 +171,8 @@ pub fn table() -> Vec<Row> {
             ],
         ),
     );
+    table.again("a ClusterIP by UDP", Protocol::Udp);
+    table.again("a ClusterIP by SCTP", Protocol::Sctp);
     table.row(
         "one endpoint, itself",
         |_| {},
@@ -155,6 +183,8 @@ pub fn table() -> Vec<Row> {
         |_| {},
         (vec![], &[(Pod1, ClusterIp, Refused), (Node, ClusterIp, Refused), (Out, ClusterIp, Refused)]),
     );
+    table.again("no endpoint by UDP", Protocol::Udp);
+    table.again("no endpoint by SCTP", Protocol::Sctp);
     table.row(
         "an endpoint that is not ready",
         |_| {},
@@ -188,6 +218,8 @@ pub fn table() -> Vec<Row> {
         |item| item.affinity_seconds = 60,
         (pods(both), &[(Pod1, ClusterIp, Stays(both)), (Node, ClusterIp, Stays(both)), (Out, ClusterIp, Stays(both))]),
     );
+    table.again("a client stays with its endpoint by UDP", Protocol::Udp);
+    table.again("a client stays with its endpoint by SCTP", Protocol::Sctp);
     table.row(
         "internal policy Local",
         |item| item.internal_local = true,
@@ -254,6 +286,8 @@ pub fn table() -> Vec<Row> {
             ],
         ),
     );
+    table.again("a NodePort by UDP, external policy Local", Protocol::Udp);
+    table.again("a NodePort by SCTP, external policy Local", Protocol::Sctp);
     table.row(
         "a NodePort, external policy Local, no local endpoint",
         local("NodePort"),
@@ -298,6 +332,8 @@ pub fn table() -> Vec<Row> {
             ],
         ),
     );
+    table.again("a load balancer by UDP", Protocol::Udp);
+    table.again("a load balancer by SCTP", Protocol::Sctp);
     table.row(
         "a load balancer without endpoints",
         kind("LoadBalancer"),
@@ -430,12 +466,13 @@ fn answer(from: Asker, pod: u8, family: Family, masked: bool) -> String {
 /// Sends every packet of the table through a real kernel; gives what went wrong, and how many cases there were.
 pub fn hold(net: &Net) -> (Vec<String>, usize) {
     let (mut wrong, mut count) = (Vec::new(), 0);
+    ask::serve(net);
     for (number, row) in (1..).zip(table()) {
         for (from, to, end) in &row.packets {
             for family in Family::ALL {
                 count += 1;
                 let to = target(number, *to, family);
-                if let Some(problem) = one(net, (*from, &to, *end), family) {
+                if let Some(problem) = one(net, (*from, row.protocol, &to), (*end, family)) {
                     wrong.push(format!("{} (s{number}): {from:?} → {to}: {problem}", row.name));
                 }
             }
@@ -444,7 +481,7 @@ pub fn hold(net: &Net) -> (Vec<String>, usize) {
     (wrong, count)
 }
 
-fn one(net: &Net, (from, to, end): (Asker, &str, End), family: Family) -> Option<String> {
+fn one(net: &Net, (from, protocol, to): (Asker, Protocol, &str), (end, family): (End, Family)) -> Option<String> {
     let name = match from {
         Asker::Pod1 => "pod1",
         Asker::Pod2 => "pod2",
@@ -456,11 +493,12 @@ fn one(net: &Net, (from, to, end): (Asker, &str, End), family: Family) -> Option
         End::Sees([_]) | End::Masked([_]) => 6,
         _ => 30,
     };
-    let answers = match end {
-        End::Silence | End::Refused => net.ask(name, to, times),
+    let limit = match end {
+        End::Silence | End::Refused => SILENCE,
         // Where an answer is due, a SYN that met a TIME_WAIT may come again.
-        _ => net.ask_within(PATIENCE, (name, to), times),
+        _ => PATIENCE,
     };
+    let answers = ask::ask(net, limit, (name, protocol, to), times);
     let seen: BTreeSet<&str> = answers.keys().map(String::as_str).collect();
     let all =
         |pods: &[u8], masked| pods.iter().map(|pod| answer(from, *pod, family, masked)).collect::<BTreeSet<String>>();

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Longer than any answer takes here, shorter than a repeated first packet.
-const SILENCE: Duration = Duration::from_millis(900);
+pub const SILENCE: Duration = Duration::from_millis(900);
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The node, its pods and the client, as namespaces; removed when dropped.

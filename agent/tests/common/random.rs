@@ -1,7 +1,7 @@
 //! Random views, and the deltas between them.
 
 use fairlead_proto::v1::{Endpoint, EndpointPort, NodeDelta, ServiceItem, ServicePort};
-use fairlead_proto::view::NodeView;
+use fairlead_proto::view::{NodeView, endpoint_id};
 use proptest::prelude::*;
 
 /// A service out of a few names and addresses, so that sequences meet the same ones again; None = not there.
@@ -97,14 +97,14 @@ pub fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDe
         delta.upsert_services.push(service.item.clone());
         for id in before
             .into_iter()
-            .flat_map(|before| before.endpoints.keys())
-            .filter(|id| !service.endpoints.contains_key(*id))
+            .flat_map(|before| before.endpoints.values().map(|endpoint| endpoint_id(&endpoint)))
+            .filter(|id| service.endpoints.get(id).is_none())
         {
             delta.remove_endpoints.push(fairlead_proto::v1::EndpointRef {
                 namespace: name.namespace.clone(),
                 service: name.name.clone(),
-                address: id.0.clone(),
-                pod_name: id.1.clone(),
+                address: id.0,
+                pod_name: id.1,
             });
         }
         delta.upsert_endpoints.extend(

@@ -6,7 +6,7 @@
 use crate::machine::{Change, Snapshot, State};
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
-    Condition, Endpoint, EndpointItem, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object, ObjectMeta,
+    Condition, Endpoint, EndpointItem, EndpointPort, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object, ObjectMeta,
     Pod, PodStatus, Service, ServiceItem,
 };
 use fairlead_proto::model::annotations;
@@ -129,7 +129,7 @@ pub fn delta(stamped: &Stamped, node: &str, have: Option<u64>) -> Option<NodeDel
         .collect();
     let removed: std::collections::BTreeSet<_> = delta.remove_services.iter().cloned().collect();
     delta.remove_endpoints = removed_endpoints(&shared, &removed);
-    delta.upsert_endpoints = shared.endpoints.iter().map(|(name, endpoint)| endpoint_item(name, endpoint)).collect();
+    delta.upsert_endpoints = shared.endpoints.iter().map(|(name, endpoint)| endpoint_item(name, endpoint.clone())).collect();
     delta.upsert_services = shared.services;
     for (old, new) in shared.nodes {
         match (old, new) {
@@ -248,17 +248,17 @@ fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &
         _ => BTreeMap::new(),
     };
     let new_endpoints: BTreeMap<_, _> = match &new_item {
-        Some(_) => endpoints_of(state, name).map(|endpoint| (endpoint_id(endpoint), endpoint)).collect(),
+        Some(_) => endpoints_of(state, name).map(|endpoint| (endpoint_id(&endpoint), endpoint)).collect(),
         None => BTreeMap::new(),
     };
     for (id, old) in &old_endpoints {
         if new_endpoints.get(id) != Some(old) {
-            delta.endpoints_gone.push((name.clone(), (*old).clone()));
+            delta.endpoints_gone.push((name.clone(), old.clone()));
         }
     }
     for (id, new) in &new_endpoints {
         if old_endpoints.get(id) != Some(new) {
-            delta.endpoints.push((name.clone(), (*new).clone()));
+            delta.endpoints.push((name.clone(), new.clone()));
         }
     }
     if old_item != new_item {
@@ -317,25 +317,46 @@ fn add_service(digest: &mut ViewDigest, state: &State, object: &Object) {
     let name = NamespacedName::new(&item.namespace, &item.name);
     digest.add_service(&item);
     for endpoint in endpoints_of(state, &name) {
-        digest.add_endpoint(&name, endpoint);
+        digest.add_endpoint(&name, &endpoint);
     }
 }
 
-fn by_id(record: &Endpoints) -> BTreeMap<(String, String), &Endpoint> {
-    record.endpoints.iter().map(|endpoint| (endpoint_id(endpoint), endpoint)).collect()
+fn by_id(record: &Endpoints) -> BTreeMap<(String, String), Endpoint> {
+    record.endpoints.iter().map(|endpoint| (endpoint_id(endpoint), node_endpoint(endpoint))).collect()
 }
 
-fn endpoints_of<'a>(state: &'a State, service: &NamespacedName) -> impl Iterator<Item = &'a Endpoint> {
+fn endpoints_of(state: &State, service: &NamespacedName) -> impl Iterator<Item = Endpoint> {
     let record = state.get(&Key::new(Kind::Endpoints, &service.namespace, &service.name));
-    record.and_then(|object| object.as_endpoints()).into_iter().flat_map(|record| record.endpoints.iter())
+    let endpoints = record.and_then(|object| object.as_endpoints()).into_iter().flat_map(|record| &record.endpoints);
+    endpoints.map(node_endpoint)
 }
 
-fn endpoint_item(service: &NamespacedName, endpoint: &Endpoint) -> EndpointItem {
-    EndpointItem {
-        namespace: service.namespace.clone(),
-        service: service.name.clone(),
-        endpoint: Some(endpoint.clone()),
+/// What a node's rules need of an endpoint: every node keeps, and is sent, every endpoint.
+fn node_endpoint(endpoint: &Endpoint) -> Endpoint {
+    let port = |port: &EndpointPort| EndpointPort {
+        name: port.name.clone(),
+        port: port.port,
+        protocol: port.protocol.clone(),
+        app_protocol: None,
+    };
+    Endpoint {
+        address: endpoint.address.clone(),
+        node_name: endpoint.node_name.clone(),
+        zone: endpoint.zone.clone(),
+        hostname: String::new(),
+        pod_name: endpoint.pod_name.clone(),
+        pod_uid: String::new(),
+        ready: endpoint.ready,
+        serving: endpoint.serving,
+        terminating: endpoint.terminating,
+        ports: endpoint.ports.iter().map(port).collect(),
+        weight: endpoint.weight,
+        lost: endpoint.lost,
     }
+}
+
+fn endpoint_item(service: &NamespacedName, endpoint: Endpoint) -> EndpointItem {
+    EndpointItem { namespace: service.namespace.clone(), service: service.name.clone(), endpoint: Some(endpoint) }
 }
 
 fn on_node(pod: &Pod, node: &str) -> bool {

@@ -146,10 +146,15 @@ impl Nftables {
             }
         }
         for ((family, seconds), gone) in gone {
+            let mut left = 0;
             for _ in 0..PURGES {
-                if self.purge_once(family, seconds, &gone)? == 0 {
+                left = self.purge_once(family, seconds, &gone)?;
+                if left == 0 {
                     break;
                 }
+            }
+            if left > 0 {
+                tracing::warn!(left, seconds, "clients still come to a gone endpoint; those stay with it until they time out");
             }
         }
         Ok(())
@@ -212,7 +217,7 @@ impl Nftables {
             self.nft(&["-f", "-"], &making)?;
             self.note_spellings(ops)?;
         }
-        for family in Family::ALL {
+        for family in Family::ALL.into_iter().filter(|family| !text::is_rebuilt(ops, *family)) {
             self.elements(family, ops)?;
         }
         let removing = text::removing(ops);

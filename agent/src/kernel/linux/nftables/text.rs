@@ -1,17 +1,46 @@
 //! Structure as `nft` reads and lists it. Pure.
 
 use crate::plan::Family;
-use crate::plan::nftables::set::family_name;
+use crate::plan::nftables::op::element;
+use crate::plan::nftables::set::{Set, family_name};
 use crate::plan::nftables::structure::{PICKS, TABLE};
 use crate::plan::nftables::{Op, Structure};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+
+/// True if a family's table is dropped and made again. Then its elements go in by the same transaction, or packets would
+/// find it empty for a while.
+#[must_use]
+pub fn is_rebuilt(ops: &[Op], family: Family) -> bool {
+    let dropped = |op: &Op| matches!(op, Op::DropTable { family: of } if *of == family);
+    let made = |op: &Op| matches!(op, Op::Table { family: of } if *of == family);
+    ops.iter().any(dropped) && ops.iter().any(made)
+}
+
+/// Elements of a table that is made again.
+fn filling(ops: &[Op], family: Family) -> String {
+    let mut sets: BTreeMap<Set, Vec<String>> = BTreeMap::new();
+    for op in ops {
+        if let Op::Put { family: of, set, key, data, .. } = op
+            && *of == family
+        {
+            sets.entry(*set).or_default().push(element(family, (*set, key, data)));
+        }
+    }
+    let line = |(set, elements): (Set, Vec<String>)| {
+        format!("add element {} {TABLE} {} {{ {} }}\n", family_name(family), set.name(), elements.join(", "))
+    };
+    sets.into_iter().map(line).collect()
+}
 
 /// Commands that make what some ops ask for; empty if none makes structure.
 #[must_use]
 pub fn making(ops: &[Op]) -> String {
-    let mut parts = [String::new(), String::new(), String::new()];
+    let mut parts = [String::new(), String::new(), String::new(), String::new()];
+    let rebuilt = Family::ALL.into_iter().filter(|family| is_rebuilt(ops, *family));
+    parts[3] = rebuilt.map(|family| filling(ops, family)).collect();
     for op in ops {
-        let [declare, fill, link] = &mut parts;
+        let [declare, fill, link, _] = &mut parts;
         // Writing to a string can't fail.
         let _ = match op {
             Op::DropTable { family } => {

@@ -3,12 +3,16 @@
 //! network namespace of its own, which ends with it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed measurement says so and ends")]
 
+mod agent;
+mod services;
+
 use fairlead_agent::kernel::Kernel;
 use fairlead_agent::kernel::linux::{Flavor, Iptables, Nftables};
 use fairlead_agent::plan::{Desired, Names, NodeFacts, Plane, Style, compile};
-use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, EndpointRef, NodeDelta, ServiceItem, ServicePort};
+use fairlead_proto::v1::NodeDelta;
 use fairlead_proto::view::NodeView;
 use nix::sys::resource::{UsageWho, getrusage};
+use services::{add, address, all, replace, vip};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -19,6 +23,8 @@ use std::time::{Duration, Instant};
 const ROUNDS: u32 = 100;
 /// Connections timed; with many more ports come round again, and some SYN meets a TIME_WAIT, with or without rules.
 const CONNECTIONS: usize = 500;
+/// Bytes sent through an established connection.
+const STREAMED: usize = 2 << 30;
 /// Answers in this namespace; both endpoints of the first service.
 const POD: &str = "10.244.0.2:8080";
 
@@ -31,6 +37,8 @@ fn main() {
         .collect();
     // Peers that take minutes beyond.
     let peers: u32 = std::env::args().nth(2).unwrap_or("5000".into()).parse().unwrap();
+    // The agent itself, as users run it.
+    let fairlead = std::env::args().nth(3);
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
     for line in [
         "ip link set lo up",
@@ -41,16 +49,21 @@ fn main() {
         run(line, "");
     }
     let listener = TcpListener::bind(POD).unwrap();
-    std::thread::spawn(move || listener.incoming().for_each(drop));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut &stream, &mut std::io::sink()));
+        }
+    });
     println!(
-        "{:22} {:>8}  {:>12} {:>12} {:>20} {:>20} {:>14}",
-        "", "services", "from empty", "restart", "one added (p50/p99)", "endpoint (p50/p99)", "first connect"
+        "{:22} {:>8}  {:>12} {:>12} {:>20} {:>20} {:>14} {:>12}",
+        "", "services", "from empty", "restart", "one added (p50/p99)", "endpoint (p50/p99)", "first connect", "established"
     );
     run(
         "nft -f -",
         "add table ip one\nadd chain ip one o { type nat hook output priority -100 ; }\nadd rule ip one o ip daddr 10.96.1.0 tcp dport 80 dnat to 10.244.0.2:8080\n",
     );
-    println!("{:22} {:>8}  {:>74} {:>11.1} µs", "one hand-written rule", 1, "", connect().as_secs_f64() * 1e6);
+    let (first, rate) = (connect().as_secs_f64() * 1e6, throughput());
+    println!("{:22} {:>8}  {:>67} {first:>11.1} µs {rate:>7.1} Gb/s", "one hand-written rule", 1, "");
     run("nft delete table ip one", "");
     for size in &sizes {
         measure("nftables", Nftables::new(None), *size);
@@ -67,6 +80,9 @@ fn main() {
             }
         }
         peer(*size);
+    }
+    if let Some(fairlead) = fairlead {
+        agent::measure(&fairlead, &sizes);
     }
 }
 
@@ -111,12 +127,13 @@ fn measure<P: Plane>(name: &str, kernel: impl Kernel<P>, size: u32) {
     let added: Vec<Duration> =
         (0..ROUNDS / 2).map(|round| step(&mut view, &add(size + round, 1 + u64::from(ROUNDS + round)))).collect();
     println!(
-        "{name:22} {size:>8}  {:>9.1} ms {:>9.1} ms {:>17} ms {:>17} ms {:>11.1} µs   {:.2} ms of CPU a change",
+        "{name:22} {size:>8}  {:>9.1} ms {:>9.1} ms {:>17} ms {:>17} ms {:>11.1} µs {:>7.1} Gb/s   {:.2} ms of CPU a change",
         empty.as_secs_f64() * 1e3,
         restart.as_secs_f64() * 1e3,
         spread(added),
         spread(replaced),
         connect().as_secs_f64() * 1e6,
+        throughput(),
         cpu.as_secs_f64() * 1e3,
     );
 }
@@ -155,13 +172,14 @@ fn peer(size: u32) {
         })
         .collect();
     println!(
-        "{:22} {size:>8}  {:>9.1} ms {:>12} {:>20} {:>17} ms {:>11.1} µs",
+        "{:22} {size:>8}  {:>9.1} ms {:>12} {:>20} {:>17} ms {:>11.1} µs {:>7.1} Gb/s",
         "kube-proxy's nft shape",
         empty.as_secs_f64() * 1e3,
         "",
         "",
         spread(replaced),
-        connect().as_secs_f64() * 1e6
+        connect().as_secs_f64() * 1e6,
+        throughput()
     );
     run("nft delete table ip kube", "");
 }
@@ -188,6 +206,17 @@ fn connect() -> Duration {
     times[CONNECTIONS / 2]
 }
 
+/// Gigabits a second through an established connection to the first service's VIP.
+fn throughput() -> f64 {
+    let mut stream = TcpStream::connect((vip(0), 80)).expect("an answer through the VIP");
+    let block = vec![0; 1 << 20];
+    let begun = Instant::now();
+    for _ in 0..STREAMED / block.len() {
+        stream.write_all(&block).expect("an open connection");
+    }
+    STREAMED as f64 * 8.0 / begun.elapsed().as_secs_f64() / 1e9
+}
+
 fn cpu_time() -> Duration {
     let of = |who| {
         let usage = getrusage(who).unwrap();
@@ -209,80 +238,4 @@ fn run(line: &str, input: &str) {
     stdin.write_all(input.as_bytes()).expect(line);
     drop(stdin);
     assert!(child.wait().unwrap().success(), "{line}");
-}
-
-fn vip(index: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 1, 0).to_bits() + index)
-}
-
-fn address(index: u32, which: u32) -> Ipv4Addr {
-    if index == 0 {
-        Ipv4Addr::new(10, 244, 0, 2)
-    } else {
-        Ipv4Addr::from_bits(Ipv4Addr::new(10, 200, 0, 0).to_bits() + index * 2 + which)
-    }
-}
-
-fn item(index: u32) -> ServiceItem {
-    ServiceItem {
-        namespace: "default".into(),
-        name: format!("s{index}"),
-        r#type: "ClusterIP".into(),
-        cluster_ips: vec![vip(index).to_string()],
-        ports: vec![ServicePort { protocol: "TCP".into(), port: 80, ..ServicePort::default() }],
-        ..ServiceItem::default()
-    }
-}
-
-fn endpoint(index: u32, address: Ipv4Addr) -> EndpointItem {
-    let endpoint = Endpoint {
-        address: address.to_string(),
-        node_name: "m".into(),
-        pod_name: format!("pod-{address}"),
-        ready: true,
-        serving: true,
-        ports: vec![EndpointPort { port: 8080, protocol: "TCP".into(), ..EndpointPort::default() }],
-        ..Endpoint::default()
-    };
-    EndpointItem { namespace: "default".into(), service: format!("s{index}"), endpoint: Some(endpoint) }
-}
-
-fn all(size: u32) -> NodeDelta {
-    NodeDelta {
-        to: 1,
-        upsert_services: (0..size).map(item).collect(),
-        upsert_endpoints: (0..size)
-            .flat_map(|index| (0..2).map(move |which| endpoint(index, address(index, which))))
-            .collect(),
-        ..NodeDelta::default()
-    }
-}
-
-fn add(index: u32, revision: u64) -> NodeDelta {
-    let endpoints = (0..2).map(|which| endpoint(index, address(index, which)));
-    NodeDelta {
-        from: Some(revision),
-        to: revision + 1,
-        upsert_services: vec![item(index)],
-        upsert_endpoints: endpoints.collect(),
-        ..NodeDelta::default()
-    }
-}
-
-fn replace(index: u32, round: u32, revision: u64) -> NodeDelta {
-    let old = address(index, 0).to_string();
-    let gone = EndpointRef {
-        namespace: "default".into(),
-        service: format!("s{index}"),
-        pod_name: format!("pod-{old}"),
-        address: old,
-    };
-    let new = Ipv4Addr::from_bits(Ipv4Addr::new(10, 245, 0, 0).to_bits() + round);
-    NodeDelta {
-        from: Some(revision),
-        to: revision + 1,
-        remove_endpoints: vec![gone],
-        upsert_endpoints: vec![endpoint(index, new)],
-        ..NodeDelta::default()
-    }
 }

@@ -1,0 +1,98 @@
+//! The services that are measured: of one port and two endpoints each, with names as long as real ones are.
+
+use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, EndpointRef, NodeDelta, ServiceItem, ServicePort};
+use std::net::Ipv4Addr;
+
+const NAMESPACE: &str = "shop";
+
+fn name(index: u32) -> String {
+    format!("checkout-{index}")
+}
+
+fn pod_name(address: &str) -> String {
+    format!("checkout-7d9f8b6c5d-{address}")
+}
+
+/// A service's ClusterIP.
+pub fn vip(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 1, 0).to_bits() + index)
+}
+
+/// An endpoint's address.
+pub fn address(index: u32, which: u32) -> Ipv4Addr {
+    if index == 0 {
+        Ipv4Addr::new(10, 244, 0, 2)
+    } else {
+        Ipv4Addr::from_bits(Ipv4Addr::new(10, 200, 0, 0).to_bits() + index * 2 + which)
+    }
+}
+
+/// A service of one port.
+pub fn item(index: u32) -> ServiceItem {
+    ServiceItem {
+        namespace: NAMESPACE.into(),
+        name: name(index),
+        r#type: "ClusterIP".into(),
+        cluster_ips: vec![vip(index).to_string()],
+        ports: vec![ServicePort { protocol: "TCP".into(), port: 80, ..ServicePort::default() }],
+        ..ServiceItem::default()
+    }
+}
+
+/// An endpoint of a service.
+pub fn endpoint(index: u32, address: Ipv4Addr) -> EndpointItem {
+    let endpoint = Endpoint {
+        address: address.to_string(),
+        node_name: "node-17".into(),
+        zone: "eu-west-1a".into(),
+        pod_name: pod_name(&address.to_string()),
+        ready: true,
+        serving: true,
+        ports: vec![EndpointPort { port: 8080, protocol: "TCP".into(), ..EndpointPort::default() }],
+        ..Endpoint::default()
+    };
+    EndpointItem { namespace: NAMESPACE.into(), service: name(index), endpoint: Some(endpoint) }
+}
+
+/// So many services with two endpoints each, as a full view.
+pub fn all(size: u32) -> NodeDelta {
+    NodeDelta {
+        to: 1,
+        upsert_services: (0..size).map(item).collect(),
+        upsert_endpoints: (0..size)
+            .flat_map(|index| (0..2).map(move |which| endpoint(index, address(index, which))))
+            .collect(),
+        ..NodeDelta::default()
+    }
+}
+
+/// One service more.
+pub fn add(index: u32, revision: u64) -> NodeDelta {
+    let endpoints = (0..2).map(|which| endpoint(index, address(index, which)));
+    NodeDelta {
+        from: Some(revision),
+        to: revision + 1,
+        upsert_services: vec![item(index)],
+        upsert_endpoints: endpoints.collect(),
+        ..NodeDelta::default()
+    }
+}
+
+/// One endpoint in another's place.
+pub fn replace(index: u32, round: u32, revision: u64) -> NodeDelta {
+    let old = address(index, 0).to_string();
+    let gone = EndpointRef {
+        namespace: NAMESPACE.into(),
+        service: name(index),
+        pod_name: pod_name(&old),
+        address: old,
+    };
+    let new = Ipv4Addr::from_bits(Ipv4Addr::new(10, 245, 0, 0).to_bits() + round);
+    NodeDelta {
+        from: Some(revision),
+        to: revision + 1,
+        remove_endpoints: vec![gone],
+        upsert_endpoints: vec![endpoint(index, new)],
+        ..NodeDelta::default()
+    }
+}
