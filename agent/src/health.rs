@@ -124,7 +124,8 @@ impl HealthChecks {
     fn listen(&self, port: u16) -> Result<tokio::net::TcpListener, KernelError> {
         let opened = in_namespace(self.namespace.as_deref(), move || {
             // Both families at once; a host without IPv6 has one.
-            let any = [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))];
+            let any =
+                [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))];
             let listener = TcpListener::bind(&any[..])?;
             listener.set_nonblocking(true)?;
             Ok::<_, std::io::Error>(listener)

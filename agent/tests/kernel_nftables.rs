@@ -310,7 +310,8 @@ fn a_table_of_another_version_is_replaced_without_a_gap_nftables() {
     let node = net.name("node");
     sh(&format!("ip netns exec {node} nft delete chain ip fairlead filter-forward"));
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "add chain ip fairlead filter-forward { type filter hook forward priority 17; }\n").unwrap();
+    std::fs::write(file.path(), "add chain ip fairlead filter-forward { type filter hook forward priority 17; }\n")
+        .unwrap();
     sh(&format!("ip netns exec {node} nft -f {}", file.path().display()));
     let (through, done): (_, Arc<AtomicBool>) = (net.clone(), Arc::default());
     let ended = done.clone();

@@ -40,7 +40,9 @@ fn at(pod: usize, port: u16, weight: u32) -> Endpoint {
 /// New connections of many clients, counted where they arrive.
 fn shares(net: &Net) -> Vec<u32> {
     let counts: Arc<[AtomicU32; 4]> = Arc::default();
-    for (index, (pod, port)) in [("pod1", 9_001_u16), ("pod1", 9_002), ("pod2", 9_001), ("pod2", 9_002)].into_iter().enumerate() {
+    for (index, (pod, port)) in
+        [("pod1", 9_001_u16), ("pod1", 9_002), ("pod2", 9_001), ("pod2", 9_002)].into_iter().enumerate()
+    {
         let socket = net.inside(pod, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
         let counts = counts.clone();
         std::thread::spawn(move || {
@@ -84,7 +86,8 @@ fn chi_square(seen: &[u32], weights: &[u32]) -> f64 {
 }
 
 fn weights_hold<P: Plane>(net: &Net, kernel: impl Kernel<P> + 'static) {
-    let endpoints = vec![at(1, 9_001, WEIGHTS[0]), at(1, 9_002, WEIGHTS[1]), at(2, 9_001, WEIGHTS[2]), at(2, 9_002, WEIGHTS[3])];
+    let endpoints =
+        vec![at(1, 9_001, WEIGHTS[0]), at(1, 9_002, WEIGHTS[1]), at(2, 9_001, WEIGHTS[2]), at(2, 9_002, WEIGHTS[3])];
     let counted = (service("counted", "10.96.0.77", &["dns:953/UDP"]), endpoints);
     let _plane = Programmed::start(kernel, cases::node(), &[counted]);
     let seen = shares(net);

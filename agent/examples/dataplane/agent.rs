@@ -110,7 +110,15 @@ impl Agent {
     /// CPU time so far.
     fn cpu(&self) -> Duration {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("a living agent");
-        let ticks: u64 = text.rsplit(')').next().expect("fields").split(' ').skip(12).take(2).map(|word| word.parse::<u64>().expect("ticks")).sum();
+        let ticks: u64 = text
+            .rsplit(')')
+            .next()
+            .expect("fields")
+            .split(' ')
+            .skip(12)
+            .take(2)
+            .map(|word| word.parse::<u64>().expect("ticks"))
+            .sum();
         // The kernel's unit of user space: USER_HZ, 100 everywhere.
         Duration::from_millis(ticks * 10)
     }
@@ -204,7 +212,12 @@ impl Line {
     }
 
     /// So many changes a second: from each change to the acknowledgement that covers it, and the share of a core.
-    async fn load(&mut self, view: &mut NodeView, (size, round): (u32, &mut u32), (agent, rate): (&Agent, u32)) -> String {
+    async fn load(
+        &mut self,
+        view: &mut NodeView,
+        (size, round): (u32, &mut u32),
+        (agent, rate): (&Agent, u32),
+    ) -> String {
         let (begun, cpu) = (Instant::now(), agent.cpu());
         let step = Duration::from_secs(1) / rate;
         let mut times = Vec::new();

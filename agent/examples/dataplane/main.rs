@@ -56,7 +56,14 @@ fn main() {
     });
     println!(
         "{:22} {:>8}  {:>12} {:>12} {:>20} {:>20} {:>14} {:>12}",
-        "", "services", "from empty", "restart", "one added (p50/p99)", "endpoint (p50/p99)", "first connect", "established"
+        "",
+        "services",
+        "from empty",
+        "restart",
+        "one added (p50/p99)",
+        "endpoint (p50/p99)",
+        "first connect",
+        "established"
     );
     run(
         "nft -f -",

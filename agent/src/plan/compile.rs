@@ -88,17 +88,13 @@ impl<P: Plane> Desired<P> {
     }
 
     /// The same, with services as `pace` shows them.
-    pub fn update_paced(
-        &mut self,
-        view: &NodeView,
-        touched: &BTreeSet<NamespacedName>,
-        pace: Pace<'_>,
-    ) -> Step<P> {
+    pub fn update_paced(&mut self, view: &NodeView, touched: &BTreeSet<NamespacedName>, pace: Pace<'_>) -> Step<P> {
         let mut changes = Changes::new();
         for name in touched {
             let old = self.services.get(name).cloned();
-            let mut compile =
-                |service: &ServiceView| P::service(service, (&self.facts, &self.zone), (old.as_deref(), &mut self.book));
+            let mut compile = |service: &ServiceView| {
+                P::service(service, (&self.facts, &self.zone), (old.as_deref(), &mut self.book))
+            };
             let new = view.services.get(name).and_then(|service| compile(&pace(name, service))).map(Arc::new);
             if old != new {
                 match &new {

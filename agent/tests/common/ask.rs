@@ -37,7 +37,12 @@ pub fn serve(net: &Net) {
 }
 
 /// Asks so many times and counts the answers: what a pod says, "refused" or "silence".
-pub fn ask(net: &Net, limit: Duration, (from, protocol, to): (&str, Protocol, &str), times: usize) -> BTreeMap<String, usize> {
+pub fn ask(
+    net: &Net,
+    limit: Duration,
+    (from, protocol, to): (&str, Protocol, &str),
+    times: usize,
+) -> BTreeMap<String, usize> {
     let once: fn(SocketAddr, Duration) -> std::io::Result<String> = match protocol {
         Protocol::Tcp => return net.ask_within(limit, (from, to), times),
         Protocol::Udp => ask_udp,

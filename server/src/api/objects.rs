@@ -14,8 +14,8 @@ use fairlead_proto::v1::{
     ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Input, Kind, ListRequest, ListResponse,
     Object, ObjectResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect, WriteOptions, objects_server,
 };
-use rand::Rng as _;
 use ipnet::IpNet;
+use rand::Rng as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;

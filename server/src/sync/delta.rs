@@ -5,11 +5,11 @@
 
 use crate::machine::{Change, Snapshot, State};
 use fairlead_proto::model::Key;
-use fairlead_proto::v1::{
-    Condition, Endpoint, EndpointItem, EndpointPort, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object, ObjectMeta,
-    Pod, PodStatus, Service, ServiceItem,
-};
 use fairlead_proto::model::annotations;
+use fairlead_proto::v1::{
+    Condition, Endpoint, EndpointItem, EndpointPort, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object,
+    ObjectMeta, Pod, PodStatus, Service, ServiceItem,
+};
 use fairlead_proto::view::{NamespacedName, NodeView, ViewDigest, endpoint_id};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -129,7 +129,8 @@ pub fn delta(stamped: &Stamped, node: &str, have: Option<u64>) -> Option<NodeDel
         .collect();
     let removed: std::collections::BTreeSet<_> = delta.remove_services.iter().cloned().collect();
     delta.remove_endpoints = removed_endpoints(&shared, &removed);
-    delta.upsert_endpoints = shared.endpoints.iter().map(|(name, endpoint)| endpoint_item(name, endpoint.clone())).collect();
+    delta.upsert_endpoints =
+        shared.endpoints.iter().map(|(name, endpoint)| endpoint_item(name, endpoint.clone())).collect();
     delta.upsert_services = shared.services;
     for (old, new) in shared.nodes {
         match (old, new) {

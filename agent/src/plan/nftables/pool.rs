@@ -144,7 +144,7 @@ mod tests {
     fn shares_are_weights_and_bounded() {
         assert_eq!(shares(&backends(&[1, 1])), endpoints(&[0, 1]));
         assert_eq!(shares(&backends(&[1, 3])), endpoints(&[0, 1, 1, 1]));
-        assert_eq!(shares(&[]), [];
+        assert_eq!(shares(&[]), []);
         let count = |slots: &[SocketAddr], n: u8| slots.iter().filter(|one| **one == endpoints(&[n])[0]).count();
         let rounded = shares(&backends(&[1, 999_983, 500_000]));
         assert!(rounded.len() <= 2_050, "{}", rounded.len());

@@ -154,7 +154,11 @@ impl Nftables {
                 }
             }
             if left > 0 {
-                tracing::warn!(left, seconds, "clients still come to a gone endpoint; those stay with it until they time out");
+                tracing::warn!(
+                    left,
+                    seconds,
+                    "clients still come to a gone endpoint; those stay with it until they time out"
+                );
             }
         }
         Ok(())
