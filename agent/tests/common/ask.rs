@@ -71,7 +71,7 @@ fn ask_udp(to: SocketAddr, limit: Duration) -> std::io::Result<String> {
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(limit))?;
-    socket.send(b"?")?;
+    sent(socket.send(b"?"))?;
     let mut buffer = [0; 128];
     let length = socket.recv(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
@@ -83,7 +83,7 @@ fn ask_sctp(to: SocketAddr, limit: Duration) -> std::io::Result<String> {
     let mut socket = sctp_socket(if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 });
     // Connected: a refusal by ICMP becomes this socket's error, and packets of others are not ours.
     socket.connect(&SockAddr::from(SocketAddr::new(to.ip(), 0)))?;
-    socket.send(&packet((own, to.port()), 0, &init(1, &[])))?;
+    sent(socket.send(&packet((own, to.port()), 0, &init(1, &[]))))?;
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -99,6 +99,14 @@ fn ask_sctp(to: SocketAddr, limit: Duration) -> std::io::Result<String> {
             let end = 32 + usize::from(u16::from_be_bytes([sctp[34], sctp[35]]));
             return Ok(String::from_utf8_lossy(&sctp[36..end]).into_owned());
         }
+    }
+}
+
+/// A host's own packet that is refused or dropped is not permitted; whether it was refused is heard afterwards.
+fn sent(sent: std::io::Result<usize>) -> std::io::Result<()> {
+    match sent {
+        Err(error) if error.kind() != ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
     }
 }
 

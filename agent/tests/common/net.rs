@@ -28,7 +28,8 @@ impl Net {
             sh(&format!("ip netns exec {} sysctl -qw net.ipv6.conf.default.accept_dad=0", net.name(name)));
         }
         // A redirect would use up the ICMP allowance of the refusal that the tests wait for.
-        let quiet = "net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0";
+        // And one datagram after the other is refused by ICMP, which is rationed.
+        let quiet = "net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0";
         sh(&format!(
             "ip netns exec {} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 {quiet}",
             net.name("node")
