@@ -23,9 +23,9 @@ use table::{Entry, Filter, Table};
 
 /// A look is followed by a rest of so many times what it cost: a quarter of one core is spent on looks at most.
 const REST: u32 = 3;
-/// Up to so many addresses are looked for one by one, the kernel comparing; more by one look at everything. Measured with a
-/// million flows: 25 to 30 filtered looks cost what a whole one does.
-const ONE_BY_ONE: usize = 16;
+/// Up to so many addresses are looked for one by one, the kernel comparing; more by one look at everything. With 200,000
+/// flows the kernel takes 55 ms for a filtered look and 390 ms for a whole one.
+const ONE_BY_ONE: usize = 6;
 /// From the first look to the second: a packet that read the old rules may have made its flow behind the first.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
