@@ -197,7 +197,7 @@ fn drift_is_repaired_and_a_restart_is_a_diff(net: &Net, (flavor, name): (Flavor,
         Style::Edit,
     );
     let (written, forgotten): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| IptablesPlane::is_repair(op));
-    assert_eq!((written.len(), forgotten.len()), (2, 4), "{ops:#?}");
+    assert_eq!((written.len(), forgotten.len()), (2, 2), "{ops:#?}");
 }
 
 fn cleanup_removes_ours_alone(net: &Net, (flavor, name): (Flavor, &str)) {
