@@ -76,7 +76,7 @@ fn flows(view: &NodeView, now: &NodeView) -> Vec<(Family, Flow, bool)> {
                 };
                 let destination = SocketAddr::new(ip, frontend.port);
                 let protocol = frontend.protocol;
-                all.push((family, Flow { protocol, destination, answered_from: endpoint, translated: true }, lives));
+                all.push((family, Flow { protocol, destination, answered_from: endpoint }, lives));
             }
         }
     }

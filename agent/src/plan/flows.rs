@@ -63,10 +63,8 @@ pub struct Flow {
     pub protocol: Protocol,
     /// Where the client sends to.
     pub destination: SocketAddr,
-    /// Where answers come from.
+    /// Where answers come from; the destination itself if nobody translated it.
     pub answered_from: SocketAddr,
-    /// Its destination is translated.
-    pub translated: bool,
 }
 
 impl Answered {
@@ -75,8 +73,10 @@ impl Answered {
     pub fn fits(&self, flow: &Flow) -> bool {
         match self {
             Self::By(endpoint) => flow.answered_from == *endpoint,
-            Self::Itself => !flow.translated && flow.answered_from.ip() == flow.destination.ip(),
-            Self::ByOthersThan(endpoints) => flow.translated && !endpoints.contains(&flow.answered_from),
+            Self::Itself => flow.answered_from == flow.destination,
+            Self::ByOthersThan(endpoints) => {
+                flow.answered_from != flow.destination && !endpoints.contains(&flow.answered_from)
+            }
         }
     }
 }
@@ -281,22 +281,22 @@ mod tests {
 
     #[test]
     fn a_flow_is_selected_by_who_answers() {
-        let flow = |to: &str, from: &str, translated| Flow {
+        let flow = |to: &str, from: &str| Flow {
             protocol: Protocol::Udp,
             destination: to.parse().unwrap(),
             answered_from: from.parse().unwrap(),
-            translated,
         };
         let vip = "10.96.0.53:53";
         let by = Answered::By(A.parse().unwrap());
-        assert!(by.fits(&flow(vip, A, true)));
-        assert!(!by.fits(&flow(vip, B, true)) && !by.fits(&flow(vip, "10.244.0.1:54", true)));
-        assert!(Answered::Itself.fits(&flow(vip, vip, false)));
-        assert!(!Answered::Itself.fits(&flow(vip, A, true)));
+        assert!(by.fits(&flow(vip, A)));
+        assert!(!by.fits(&flow(vip, B)) && !by.fits(&flow(vip, "10.244.0.1:54")));
+        assert!(Answered::Itself.fits(&flow(vip, vip)));
+        assert!(!Answered::Itself.fits(&flow(vip, A)));
+        assert!(!Answered::Itself.fits(&flow("192.0.2.1:30053", "192.0.2.1:53")), "an endpoint on the node itself");
         let others = Answered::ByOthersThan(BTreeSet::from([A.parse().unwrap()]));
-        assert!(others.fits(&flow(vip, B, true)));
-        assert!(!others.fits(&flow(vip, A, true)));
-        assert!(!others.fits(&flow(vip, vip, false)), "what nobody translated isn't ours");
+        assert!(others.fits(&flow(vip, B)));
+        assert!(!others.fits(&flow(vip, A)));
+        assert!(!others.fits(&flow(vip, vip)), "what nobody translated isn't ours");
     }
 
     #[test]

@@ -281,7 +281,7 @@ mod tests {
 
     fn flow(from: &str, protocol: Protocol) -> Flow {
         let (destination, answered_from) = ("10.96.0.10:80".parse().unwrap(), from.parse().unwrap());
-        Flow { protocol, destination, answered_from, translated: true }
+        Flow { protocol, destination, answered_from }
     }
 
     #[test]

@@ -34,7 +34,6 @@ const GENERIC: usize = 4;
 // linux/netfilter/nfnetlink_conntrack.h
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
-const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
@@ -43,8 +42,6 @@ const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
-/// IPS_DST_NAT.
-const DESTINATION_TRANSLATED: u32 = 1 << 5;
 
 // Which parts of a tuple a dump's filter compares (kernel 5.8, net/netfilter/nf_internals.h).
 const BY_SOURCE: u32 = 1;
@@ -255,12 +252,11 @@ fn send(socket: &Socket, bytes: &[u8]) -> io::Result<()> {
 
 /// An entry of the protocols that services have, in no zone: our rules work in none.
 fn read(body: &[u8], family: Family) -> Option<Entry<'_>> {
-    let (mut original, mut reply, mut status, mut id) = (None, None, 0, None);
+    let (mut original, mut reply, mut id) = (None, None, None);
     for (kind, value) in attributes(body.get(GENERIC..)?) {
         match kind {
             TUPLE_ORIGINAL => original = Some(value),
             TUPLE_REPLY => reply = Some(value),
-            STATUS => status = u32::from_be_bytes(value.try_into().ok()?),
             ID => id = Some(value),
             ZONE => return None,
             _ => {}
@@ -268,12 +264,8 @@ fn read(body: &[u8], family: Family) -> Option<Entry<'_>> {
     }
     let (tuple, id) = (original?, id?);
     let protocol = protocol(within(within(tuple, TUPLE_PROTOCOL), PROTOCOL_NUMBER))?;
-    let flow = Flow {
-        protocol,
-        destination: end(tuple, (family, false))?,
-        answered_from: end(reply?, (family, true))?,
-        translated: status & DESTINATION_TRANSLATED != 0,
-    };
+    let flow =
+        Flow { protocol, destination: end(tuple, (family, false))?, answered_from: end(reply?, (family, true))? };
     Some(Entry { flow, tuple, id })
 }
 
