@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 const ECHO: &str = "10.96.0.10:81";
 const DNS: &str = "10.96.0.10:53";
+const ECHO_V6: &str = "[fd00:96::10]:81";
+const DNS_V6: &str = "[fd00:96::10]:53";
 const NODE_PORT: u16 = 30_081;
 
 /// Makes a plane as an agent's start does.
@@ -88,17 +90,26 @@ fn web(pods: &[Pod], node_port: u16) -> (ServiceItem, Vec<Endpoint>) {
         }
     });
     let ports = ["echo:8081/TCP", "dns:8053/UDP", "sig:8054/SCTP", "by:8053/UDP"];
-    let endpoints = pods.iter().map(|pod| match pod {
-        Pod::Ready(pod) => endpoint(&format!("10.244.{pod}.2"), "node1", &ports),
-        Pod::Draining(pod) => {
-            Endpoint { ready: false, terminating: true, ..endpoint(&format!("10.244.{pod}.2"), "node1", &ports) }
-        }
+    let endpoints = pods.iter().flat_map(|pod| {
+        let (Pod::Ready(number) | Pod::Draining(number)) = *pod;
+        let terminating = matches!(pod, Pod::Draining(_));
+        [format!("10.244.{number}.2"), format!("fd00:244:{number}::2")].map(|address| Endpoint {
+            ready: !terminating,
+            terminating,
+            ..endpoint(&address, "node1", &ports)
+        })
     });
     (item, endpoints.collect())
 }
 
 fn at(pods: &[Pod]) -> (ServiceItem, Vec<Endpoint>) {
     web(pods, NODE_PORT)
+}
+
+/// The same with both families.
+fn dual(pods: &[Pod]) -> (ServiceItem, Vec<Endpoint>) {
+    let (item, endpoints) = at(pods);
+    (ServiceItem { cluster_ips: vec!["10.96.0.10".into(), "fd00:96::10".into()], ..item }, endpoints)
 }
 
 fn connect(net: &Net, to: &str) -> TcpStream {
@@ -125,9 +136,11 @@ fn told(stream: &mut TcpStream) -> (ErrorKind, Duration) {
 }
 
 fn asker(net: &Net) -> impl Fn(&str) -> io::Result<String> {
-    let socket = net.inside("out", || UdpSocket::bind("0.0.0.0:0").unwrap());
-    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let sockets = net.inside("out", || ["0.0.0.0:0", "[::]:0"].map(|any| UdpSocket::bind(any).unwrap()));
+    sockets.iter().for_each(|socket| socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap());
     move |to| {
+        let to: SocketAddr = to.parse().unwrap();
+        let socket = &sockets[usize::from(to.is_ipv6())];
         let mut buffer = [0; 64];
         socket.send_to(b"?", to)?;
         socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
@@ -140,42 +153,64 @@ fn remembered(net: &Net, protocol: &str, port: u16) -> usize {
     listed.lines().filter(|line| line.contains("dport=")).count()
 }
 
+/// How many resets a namespace has sent.
+fn resets(net: &Net, name: &str) -> u64 {
+    let counters = sh(&format!("ip netns exec {} cat /proc/net/snmp", net.name(name)));
+    let tcp: Vec<Vec<&str>> =
+        counters.lines().filter(|line| line.starts_with("Tcp:")).map(|line| line.split(' ').collect()).collect();
+    let at = tcp[0].iter().position(|word| *word == "OutRsts").unwrap();
+    tcp[1][at].parse().unwrap()
+}
+
 fn dead<P: Plane>(net: &Net, start: &Start<'_, P>) {
-    let mut plane = start(&[at(&[Pod::Ready(1)])]);
-    let mut lost = connect(net, ECHO);
-    let mut by_node_port = connect(net, &format!("192.0.2.1:{NODE_PORT}"));
+    let mut plane = start(&[dual(&[Pod::Ready(1)])]);
+    let node_port = format!("192.0.2.1:{NODE_PORT}");
+    let lost = [ECHO, ECHO_V6, &node_port].map(|to| (to, connect(net, to)));
     // The pod is gone without a word: no FIN, no RST.
     sh(&format!("ip -n {} link set eth0 down", net.name("pod1")));
-    plane.step(&[at(&[Pod::Ready(2)])]);
-    for stream in [&mut lost, &mut by_node_port] {
-        let (kind, took) = told(stream);
-        assert_eq!(kind, ErrorKind::ConnectionReset, "after {took:?}");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+    plane.step(&[dual(&[Pod::Ready(2)])]);
+    for (to, mut stream) in lost {
+        let (kind, took) = told(&mut stream);
+        assert_eq!(kind, ErrorKind::ConnectionReset, "{to} after {took:?}");
+        assert!(took < Duration::from_secs(1), "{to}: {took:?}");
     }
+    // By whom: the kernel picked the connections up in their middle and sent them to the other pod, which doesn't know them.
+    assert!(resets(net, "pod2") >= 3, "{}", resets(net, "pod2"));
     // And with no other endpoint that could answer.
-    let mut last = connect(net, ECHO);
+    let last = [ECHO, ECHO_V6].map(|to| (to, connect(net, to)));
     sh(&format!("ip -n {} link set eth0 down", net.name("pod2")));
-    plane.step(&[at(&[])]);
-    let (kind, took) = told(&mut last);
-    assert_eq!(kind, ErrorKind::ConnectionReset, "after {took:?}");
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    plane.step(&[dual(&[])]);
+    for (to, mut stream) in last {
+        let (kind, took) = told(&mut stream);
+        assert_eq!(kind, ErrorKind::ConnectionReset, "{to} after {took:?}");
+        assert!(took < Duration::from_secs(1), "{to}: {took:?}");
+    }
 }
 
 fn draining<P: Plane>(net: &Net, start: &Start<'_, P>) {
-    let mut plane = start(&[at(&[Pod::Ready(1)])]);
-    let (ask, mut kept) = (asker(net), connect(net, ECHO));
-    assert_eq!(ask(DNS).unwrap(), "pod1");
-    plane.step(&[at(&[Pod::Ready(2), Pod::Draining(1)])]);
+    let mut plane = start(&[dual(&[Pod::Ready(1)])]);
+    let ask = asker(net);
+    let mut kept = [ECHO, ECHO_V6].map(|to| connect(net, to));
+    for dns in [DNS, DNS_V6] {
+        assert_eq!(ask(dns).unwrap(), "pod1");
+    }
+    plane.step(&[dual(&[Pod::Ready(2), Pod::Draining(1)])]);
     let begun = Instant::now();
     // Longer than both looks that a forgotten flow would have got.
     while begun.elapsed() < Duration::from_secs(2) {
-        echo(&mut kept).unwrap();
-        assert_eq!(ask(DNS).unwrap(), "pod1");
+        kept.iter_mut().for_each(|stream| echo(stream).unwrap());
+        for dns in [DNS, DNS_V6] {
+            assert_eq!(ask(dns).unwrap(), "pod1");
+        }
     }
     assert_eq!(asker(net)(DNS).unwrap(), "pod2", "nothing new");
-    plane.step(&[at(&[Pod::Ready(2)])]);
-    soon("the drained pod is gone", || ask(DNS).unwrap_or_default(), |answer| answer == "pod2");
-    assert_eq!(told(&mut kept).0, ErrorKind::ConnectionReset);
+    plane.step(&[dual(&[Pod::Ready(2)])]);
+    for dns in [DNS, DNS_V6] {
+        soon("the drained pod is gone", || ask(dns).unwrap_or_default(), |answer| answer == "pod2");
+    }
+    for mut stream in kept {
+        assert_eq!(told(&mut stream).0, ErrorKind::ConnectionReset);
+    }
 }
 
 fn deleted<P: Plane>(net: &Net, start: &Start<'_, P>) {

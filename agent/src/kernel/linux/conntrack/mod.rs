@@ -221,7 +221,9 @@ impl Worker {
     fn look(&mut self, wanted: &[Wanted]) -> io::Result<usize> {
         let mut groups: BTreeMap<(Family, Option<IpAddr>), Vec<&Wanted>> = BTreeMap::new();
         for one in wanted {
-            groups.entry((one.flows.family, one.flows.answering())).or_default().push(one);
+            // The kernel compares addresses of IPv4 only.
+            let address = one.flows.answering().filter(IpAddr::is_ipv4);
+            groups.entry((one.flows.family, address)).or_default().push(one);
         }
         if groups.len() > ONE_BY_ONE {
             let all = std::mem::take(&mut groups);

@@ -122,7 +122,8 @@ impl Filter {
     ) -> u32 {
         let mut compared = 0;
         nest(out, kind, |out| {
-            if let Some(address) = address {
+            // Linux compares IPv6 addresses the wrong way round: it shows all that differ (seen with 6.18).
+            if let Some(address) = address.filter(|_| family == Family::V4) {
                 compared |= if source { BY_SOURCE } else { BY_DESTINATION };
                 nest(out, TUPLE_IP, |out| ip(out, (family, source), address));
             }
