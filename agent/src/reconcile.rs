@@ -72,6 +72,8 @@ pub struct Reconcile<P: Plane> {
     epoch: Instant,
     /// When `desired` was last compiled, milliseconds since then.
     paced_at: u64,
+    /// What the kernel remembers of before our start was looked through.
+    watched: bool,
 }
 
 struct Audit<P: Plane> {
@@ -118,6 +120,7 @@ impl<P: Plane> Reconcile<P> {
             ramps: Ramps::default(),
             epoch: Instant::now(),
             paced_at: 0,
+            watched: false,
         }
     }
 
@@ -253,8 +256,13 @@ impl<P: Plane> Reconcile<P> {
             return Ok(());
         };
         P::adopt(desired, &observed);
-        let ops = P::diff(&observed, desired, self.style);
-        self.execute(ops).await
+        let mut ops = P::diff(&observed, desired, self.style);
+        if !self.watched {
+            ops.extend(P::strays(desired));
+        }
+        self.execute(ops).await?;
+        self.watched = true;
+        Ok(())
     }
 
     async fn execute(&mut self, ops: Vec<P::Op>) -> Result<(), KernelError> {

@@ -11,7 +11,7 @@
 mod common;
 
 use common::cases;
-use common::net::{Net, PATIENCE, sh};
+use common::net::{Net, PATIENCE, sh, soon};
 use common::programmed::{Programmed, Services};
 use common::{endpoint, service};
 use fairlead_agent::kernel::linux::Nftables;
@@ -349,5 +349,5 @@ fn flows_are_forgotten_though_a_later_part_is_refused_nftables() {
     let mut ops = plane.desired.update_all(&common::view(&[web(&[2])])).ops;
     ops.push(Op::DropChain { family: Family::V4, name: "not-there".into() });
     plane.kernel.execute(&ops).unwrap_err();
-    assert_eq!(ask().unwrap(), "pod2");
+    soon("its endpoint is gone", || ask().unwrap(), |answer| answer == "pod2");
 }

@@ -8,9 +8,9 @@ packages=()
 for purpose in "$@"; do
   case $purpose in
     build) packages+=(ca-certificates clang libclang-dev g++ make pkg-config) ;;
-    run) packages+=(iproute2 iptables conntrack nftables) ;;
+    run) packages+=(iproute2 iptables nftables) ;;
     demo) packages+=(nginx curl bind9-dnsutils procps) ;;
-    test) packages+=(curl bind9-dnsutils procps) ;;
+    test) packages+=(conntrack curl bind9-dnsutils procps) ;;
     bench) packages+=(etcd-server curl procps) ;;
     *) echo "packages.sh: no purpose is called $purpose: build, run, demo, test or bench" >&2; exit 2 ;;
   esac

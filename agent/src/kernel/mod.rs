@@ -23,7 +23,8 @@ pub trait Kernel<P: Plane>: Send + Sync {
     /// [`KernelError`] if it can't be read.
     fn observe(&self) -> Result<P::Observed, KernelError>;
 
-    /// Executes a batch. Forgetting flows comes last, and its failure is logged, never an error: the rules are what counts.
+    /// Executes a batch. Flows are forgotten behind it, soon but not before it returns, and a failure of that is logged: the
+    /// rules are what counts, and looking through many flows takes long.
     ///
     /// # Errors
     /// [`KernelError`]; what it then holds must be observed.

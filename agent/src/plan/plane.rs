@@ -37,6 +37,13 @@ pub trait Plane: Clone + fmt::Debug + PartialEq + Send + Sync + Sized + 'static 
     /// From an observed kernel to the desired one.
     fn diff(observed: &Self::Observed, desired: &Desired<Self>, style: Style) -> Vec<Self::Op>;
 
+    /// Ops that forget flows which `diff` can't know to be stale, since nobody watched the kernel: none of a flow to an endpoint
+    /// that is served or kept.
+    fn strays(desired: &Desired<Self>) -> Vec<Self::Op> {
+        let _ = desired;
+        Vec::new()
+    }
+
     /// Does to it what executing the ops does to a kernel.
     fn replay(observed: &mut Self::Observed, ops: &[Self::Op]);
 

@@ -150,6 +150,19 @@ fn require() {
     }
 }
 
+/// Asks until the answer is as wanted, a second at most: flows are forgotten soon after the rules changed, not before.
+pub fn soon<T: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -> T, wanted: impl Fn(&T) -> bool) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        let answer = ask();
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "{what}: {answer:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 pub fn sh(line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap_or_else(|error| panic!("{line}: {error}"));

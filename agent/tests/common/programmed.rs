@@ -22,6 +22,7 @@ impl<P: Plane> Programmed<P> {
         let desired = compile(&view(services), &facts);
         let mut plane = Self { kernel: Box::new(kernel), desired };
         plane.whole();
+        plane.kernel.execute(&P::strays(&plane.desired)).unwrap();
         plane
     }
 

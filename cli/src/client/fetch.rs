@@ -79,7 +79,10 @@ impl Session {
     }
 
     /// The stored objects behind a list, page by page.
-    async fn stored(&self, resource: &Resource, filter: &Filter) -> Result<Vec<Object>, Failure> {
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn stored(&self, resource: &Resource, filter: &Filter) -> Result<Vec<Object>, Failure> {
         let mut request = ListRequest {
             kind: resource.kind as i32,
             namespace: if resource.is_namespaced() { filter.namespace.clone() } else { String::new() },

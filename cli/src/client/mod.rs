@@ -26,7 +26,9 @@ use failure::Failure;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use verbs::{about, apply, contexts, create, dataplane, delete, describe, events, expose, get, label, status, wait};
+use verbs::{
+    about, apply, contexts, create, dataplane, delete, describe, drain, events, expose, get, label, status, wait,
+};
 
 /// A request's time, if nobody says.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,6 +73,8 @@ pub enum Verb {
     Delete(Box<delete::DeleteArgs>),
     /// Wait for a condition of objects
     Wait(Box<wait::WaitArgs>),
+    /// Take pods or nodes out of service without losing a connection
+    Drain(drain::DrainArgs),
     /// Make a service of a pod's or another service's selector
     Expose(Box<expose::ExposeArgs>),
     /// Change labels of objects
@@ -141,6 +145,7 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Describe(args) => describe::run(global, &args).await,
         Verb::Delete(args) => delete::run(global, &args).await,
         Verb::Wait(args) => wait::run(global, &args).await,
+        Verb::Drain(args) => drain::run(global, &args).await,
         Verb::Expose(args) => expose::run(global, &args).await,
         Verb::Label(args) => label::run(global, &args, label::LABELS).await,
         Verb::Annotate(args) => label::run(global, &args, label::ANNOTATIONS).await,

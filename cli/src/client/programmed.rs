@@ -23,6 +23,25 @@ pub async fn wait(session: &Session, revision: u64, limit: Duration) -> Result<u
     Ok(answer.nodes)
 }
 
+/// Waits, and takes a node that may still run with older rules for a failure, live or silent; the number of nodes that serve it.
+///
+/// # Errors
+/// A time-out or a silent node, by name, or no answer.
+pub async fn prove(session: &Session, revision: u64, limit: Duration) -> Result<u32, Failure> {
+    let answer = session.servers.wait_programmed(revision, limit).await?;
+    proof(&answer).map_err(Failure::Local)?;
+    Ok(answer.nodes)
+}
+
+fn proof(answer: &WaitProgrammedResponse) -> Result<(), String> {
+    verdict(answer)?;
+    if answer.laggards.is_empty() {
+        return Ok(());
+    }
+    let who: Vec<String> = answer.laggards.iter().map(laggard).collect();
+    Err(format!("revision {} is programmed on the live nodes, but {}", answer.revision, who.join("; ")))
+}
+
 fn verdict(answer: &WaitProgrammedResponse) -> Result<(), String> {
     if answer.programmed {
         return Ok(());
@@ -76,7 +95,13 @@ mod tests {
             verdict(&answer).unwrap_err(),
             "timed out waiting for revision 12 to be programmed (1 of 3 live nodes behind): node a (iptables) is at revision 10, 2 behind; node b (iptables) is silent for 65s and may still run with the rules of revision 10"
         );
-        assert_eq!(verdict(&WaitProgrammedResponse { programmed: true, ..answer }), Ok(()));
+        let programmed = WaitProgrammedResponse { programmed: true, laggards: vec![node("b", false)], ..answer };
+        assert_eq!(verdict(&programmed), Ok(()));
+        assert_eq!(
+            proof(&programmed).unwrap_err(),
+            "revision 12 is programmed on the live nodes, but node b (iptables) is silent for 65s and may still run with the rules of revision 10"
+        );
+        assert_eq!(proof(&WaitProgrammedResponse { laggards: vec![], ..programmed }), Ok(()));
         assert!(verdict(&WaitProgrammedResponse::default()).unwrap_err().contains("not known yet"));
     }
 }

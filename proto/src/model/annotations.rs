@@ -13,6 +13,9 @@ pub const WEIGHT: &str = "fairlead.io/weight";
 pub const SLOW_START: &str = "fairlead.io/slow-start";
 /// On a Service: how an endpoint is chosen, by the name of IPVS' scheduler.
 pub const SCHEDULER: &str = "fairlead.io/scheduler";
+/// On a Node, `true`: it is being drained. Its pods' endpoints are as if the pods terminated: they get nothing new while any
+/// other is ready, and keep what they have.
+pub const DRAIN: &str = "fairlead.io/drain";
 
 /// Greatest weight.
 pub const MOST_WEIGHT: u32 = 1_000;
@@ -104,6 +107,7 @@ pub fn validate(kind: Kind, metadata: &ObjectMeta, problems: &mut Vec<Invalid>) 
     let known: &[&str] = match kind {
         Kind::Pod => &[WEIGHT],
         Kind::Service => &[SLOW_START, SCHEDULER],
+        Kind::Node => &[DRAIN],
         _ => &[],
     };
     for (key, value) in metadata.annotations.iter().filter(|(key, _)| key.starts_with(DOMAIN)) {
@@ -121,6 +125,7 @@ pub fn validate(kind: Kind, metadata: &ObjectMeta, problems: &mut Vec<Invalid>) 
                 let names: Vec<&str> = Scheduler::ALL.iter().map(|(_, name)| *name).collect();
                 format!("must be one of {}", names.join(", "))
             }
+            DRAIN if value != "true" => "must be true, or the annotation absent".to_owned(),
             _ => continue,
         };
         problems.push(Invalid::invalid(field, value, &problem));
@@ -146,6 +151,7 @@ mod tests {
             (Kind::Service, SLOW_START, "30s"),
             (Kind::Service, SLOW_START, "60m"),
             (Kind::Service, SCHEDULER, "mh"),
+            (Kind::Node, DRAIN, "true"),
             (Kind::Service, "example.com/weight", "heavy"),
         ] {
             assert_eq!(problems(kind, key, value), [""; 0], "{key}={value}");
@@ -161,6 +167,8 @@ mod tests {
             (Kind::Service, WEIGHT, "1"),
             (Kind::Pod, "fairlead.io/wieght", "1"),
             (Kind::Node, SCHEDULER, "rr"),
+            (Kind::Node, DRAIN, "false"),
+            (Kind::Pod, DRAIN, "true"),
         ] {
             assert_eq!(problems(kind, key, value).len(), 1, "{key}={value}");
         }

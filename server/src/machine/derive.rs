@@ -62,7 +62,7 @@ pub fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>) -> Option<End
     let spec = pod.spec.as_ref();
     let service_metadata = service.metadata.as_ref()?;
     let serving = has_condition(pod_conditions(pod), "Ready");
-    let terminating = !metadata.deletion_timestamp.is_empty();
+    let terminating = !metadata.deletion_timestamp.is_empty() || node.is_some_and(is_draining);
     let named =
         spec.filter(|spec| spec.subdomain == service_metadata.name && metadata.namespace == service_metadata.namespace);
     let ports = service.spec.iter().flat_map(|spec| &spec.ports);
@@ -149,6 +149,11 @@ fn is_silent(node: &Node) -> bool {
     conditions.into_iter().any(|condition| condition.r#type == "Ready" && condition.status == "Unknown")
 }
 
+/// Its pods are to get nothing new.
+fn is_draining(node: &Node) -> bool {
+    node.metadata.as_ref().is_some_and(|metadata| metadata.annotations.contains_key(annotations::DRAIN))
+}
+
 fn has_address(node: &Node, address: IpAddr) -> bool {
     let listed = node.status.iter().flat_map(|status| &status.addresses);
     listed.filter_map(|one| one.address.parse::<IpAddr>().ok()).any(|one| one == address)
@@ -198,7 +203,7 @@ pub(super) fn same_for_endpoints(old: Option<&Node>, new: Option<&Node>) -> bool
         let zone = node.metadata.as_ref().and_then(|metadata| metadata.labels.get(ZONE_LABEL).cloned());
         let addresses: Vec<String> =
             node.status.iter().flat_map(|status| &status.addresses).map(|one| one.address.clone()).collect();
-        (zone, addresses, is_conflicted(node), is_silent(node))
+        (zone, addresses, is_conflicted(node), is_silent(node), is_draining(node))
     };
     old.map(facts) == new.map(facts)
 }

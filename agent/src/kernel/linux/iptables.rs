@@ -1,10 +1,13 @@
 //! iptables and ip6tables, by `iptables-save` and `iptables-restore --noflush`: whichever of nft and legacy the host
 //! uses, unless told.
 
-use crate::kernel::linux::{conntrack, program};
+use crate::kernel::linux::conntrack::Forgetter;
+use crate::kernel::linux::program;
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::Family;
+use crate::plan::iptables::rule::Target;
 use crate::plan::iptables::{IptablesPlane, Names, Observed, Op, Space, parse, restore};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,13 +31,20 @@ pub struct Iptables {
     flavor: Flavor,
     /// IPv6 tables can't be read here (no ip6tables, or no IPv6): said once.
     without_v6: AtomicBool,
+    forgetter: Forgetter,
 }
 
 impl Iptables {
     /// Of the host.
     #[must_use]
     pub fn new(names: Names) -> Self {
-        Self { names, namespace: None, flavor: Flavor::Host, without_v6: AtomicBool::new(false) }
+        Self {
+            names,
+            namespace: None,
+            flavor: Flavor::Host,
+            without_v6: AtomicBool::new(false),
+            forgetter: Forgetter::default(),
+        }
     }
 
     /// Of a network namespace, by its file.
@@ -94,6 +104,7 @@ impl Kernel<IptablesPlane> for Iptables {
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
+        self.forgetter.serve(ops.iter().flat_map(served));
         let mut done = Ok(());
         for family in Family::ALL {
             let input = restore::render(ops, family);
@@ -105,8 +116,14 @@ impl Kernel<IptablesPlane> for Iptables {
         }
         // Also after a refusal: a table that took its part won't show these flows as stale again; one that refused will.
         let flows: Vec<_> =
-            ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows) } else { None }).collect();
-        conntrack::forget(self.namespace.as_deref(), &flows);
+            ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows.clone()) } else { None }).collect();
+        self.forgetter.forget(self.namespace.as_deref(), flows);
         done
     }
+}
+
+/// Endpoints that get new flows by an op: a chain that leads to them is written, or an entry that leads to a chain.
+fn served(op: &Op) -> impl Iterator<Item = SocketAddr> {
+    let rules = if let Op::Set { rules, .. } = op { rules.as_slice() } else { &[] };
+    rules.iter().filter_map(|rule| if let Target::Dnat(endpoint) = rule.target { Some(endpoint) } else { None })
 }

@@ -74,7 +74,6 @@ fn run_here(program: &str, arguments: &[&str], input: &str) -> Result<String, Ke
 fn package_of(program: &str) -> &'static str {
     match program {
         "nft" => "nftables",
-        "conntrack" => "conntrack",
         _ => "iptables",
     }
 }

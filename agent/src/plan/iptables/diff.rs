@@ -2,11 +2,11 @@
 //!
 //! Laws: executing `diff(observed, desired)` makes the kernel hold `desired`; then `diff` is empty; nothing is touched
 //! that isn't ours by name; a step costs O(changed services). Order is a rule of this room: what attracts traffic is
-//! written after what carries it and removed before it, and UDP flows are forgotten last.
+//! written after what carries it and removed before it, and flows are forgotten last.
 
 use crate::plan::compile::{Changes, Desired};
-use crate::plan::flows::{self, Flows};
-use crate::plan::iptables::bindings;
+use crate::plan::flows::{self, Bindings, Flows};
+use crate::plan::iptables::bindings::observed as observed_bindings;
 use crate::plan::iptables::observed::{Line, Observed};
 use crate::plan::iptables::rule::Rule;
 use crate::plan::iptables::{FamilyRules, Shared, fixed, jumps};
@@ -53,7 +53,7 @@ pub enum Op {
         /// Chain.
         chain: String,
     },
-    /// Forget UDP flows.
+    /// Forget flows.
     Forget(Flows),
 }
 
@@ -83,8 +83,8 @@ pub fn diff(observed: &Observed, desired: &Desired<IptablesPlane>, style: Style)
         wanted.sweep(observed, &mut ops);
     }
     for family in Family::ALL {
-        let old = bindings::observed(observed, family, &desired.facts.names);
-        let new = bindings::desired(desired, family);
+        let old = observed_bindings(observed, family, &desired.facts.names);
+        let new = bindings(desired, family);
         ops.extend(flows::stale(&old, &new, (family, &desired.facts)).into_iter().map(Op::Forget));
     }
     ops
@@ -100,16 +100,10 @@ pub fn cleanup(observed: &Observed, names: &Names) -> Vec<Op> {
         nothing.sweep(observed, &mut ops);
     }
     for family in Family::ALL {
-        let old = bindings::observed(observed, family, names);
-        let gone = old.into_iter().flat_map(|((destination, port), endpoints)| {
-            endpoints.into_iter().map(move |endpoint| Flows {
-                family,
-                destination,
-                port,
-                answered_from: Some(endpoint),
-            })
-        });
-        ops.extend(gone.map(Op::Forget));
+        let old = observed_bindings(observed, family, names);
+        // What nobody translates any more: UDP and SCTP would go on by memory alone.
+        let nothing = (&Bindings::new(), (family, &NodeFacts::default()));
+        ops.extend(flows::stale(&old, nothing.0, nothing.1).into_iter().map(Op::Forget));
     }
     ops
 }
@@ -127,15 +121,24 @@ pub fn step(changes: &Changes<IptablesPlane>, facts: &NodeFacts) -> Vec<Op> {
             let before = change.old.as_ref().map_or(&none, |rules| rules.family(family));
             let after = change.new.as_ref().map_or(&none, |rules| rules.family(family));
             service_step(before, after, (family, names), &mut ops);
-            let bindings = |rules: &FamilyRules| {
-                let chain = |name: &str| -> Vec<&Rule> { rules.chains.get(name).into_iter().flatten().collect() };
-                bindings::bindings(rules.entries.iter().map(|(_, rule)| rule), &chain)
-            };
+            let bindings = |rules: &FamilyRules| flows::bindings(&rules.ports);
             forget.extend(flows::stale(&bindings(before), &bindings(after), (family, facts)));
         }
     }
     ops.extend(forget.into_iter().map(Op::Forget));
     ops
+}
+
+/// What should be forgotten in a kernel that nobody watched for a while.
+#[must_use]
+pub fn strays(desired: &Desired<IptablesPlane>) -> Vec<Op> {
+    let of = |family| flows::strays(&bindings(desired, family), (family, &desired.facts));
+    Family::ALL.into_iter().flat_map(of).map(Op::Forget).collect()
+}
+
+/// Bindings of all services.
+fn bindings(desired: &Desired<IptablesPlane>, family: Family) -> Bindings {
+    flows::bindings(desired.services.values().flat_map(|rules| &rules.family(family).ports))
 }
 
 fn service_step(before: &FamilyRules, after: &FamilyRules, (family, names): (Family, &Names), ops: &mut Vec<Op>) {
@@ -283,7 +286,7 @@ impl fmt::Display for Op {
                 write!(f, "rule not wanted in {chain} in {space}: {}", line.text)
             }
             Self::Drop { space, chain } => write!(f, "chain {chain} in {space} not wanted"),
-            Self::Forget(flows) => write!(f, "UDP flows to port {} may be stale", flows.port),
+            Self::Forget(flows) => write!(f, "{flows}"),
         }
     }
 }

@@ -83,6 +83,10 @@ impl Plane for IptablesPlane {
         diff::diff(observed, desired, style)
     }
 
+    fn strays(desired: &Desired<Self>) -> Vec<Op> {
+        diff::strays(desired)
+    }
+
     fn replay(observed: &mut Observed, ops: &[Op]) {
         observed.replay(ops);
     }

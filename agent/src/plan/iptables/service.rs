@@ -3,7 +3,7 @@
 use crate::plan::iptables::port::Port;
 use crate::plan::iptables::rule::{Net, Rule, Target};
 use crate::plan::iptables::{Names, Table};
-use crate::plan::service::ports;
+use crate::plan::service::{PortPlan, ports};
 use crate::plan::{Family, NodeFacts};
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
@@ -90,6 +90,8 @@ pub struct FamilyRules {
     pub entries: BTreeSet<(Shared, Rule)>,
     /// Chains of its own, in nat.
     pub chains: BTreeMap<String, Vec<Rule>>,
+    /// What the rules were made of: they don't show endpoints that are only kept.
+    pub ports: Vec<PortPlan>,
 }
 
 impl FamilyRules {
@@ -127,6 +129,7 @@ pub fn compile(view: &ServiceView, facts: &NodeFacts, zone: &str) -> ServiceRule
         let mut rules = FamilyRules::default();
         for plan in ports(view, facts, (zone, family)) {
             Port { plan: &plan, facts, family }.compile(&mut rules);
+            rules.ports.push(plan);
         }
         rules
     };

@@ -3,7 +3,7 @@
 //! INVARIANT: an element that several services ask for is there as long as one of them does; where they ask for different
 //! data the first by name has it, as it would have after a restart.
 
-use crate::plan::flows::{self, Flows};
+use crate::plan::flows;
 use crate::plan::nftables::class::{Class, Classes};
 use crate::plan::nftables::diff;
 use crate::plan::nftables::op::Op;
@@ -157,7 +157,7 @@ impl Writer<'_> {
         }
         let complete = self.grow(step);
         let (mut before, mut after) = (self.elements(step.old), self.elements(step.new));
-        self.flows(&before, &after);
+        self.flows(step);
         let split = |elements: &mut Elements, rules: Option<&Rules>| {
             split_shared(elements, rules.map_or(&[], |rules| rules.family(self.family)), self.family)
         };
@@ -299,9 +299,11 @@ impl Writer<'_> {
         }
     }
 
-    fn flows(&mut self, before: &Elements, after: &Elements) {
-        let bindings = |elements| diff::bindings(elements, self.family);
-        let stale: Vec<Flows> = flows::stale(&bindings(before), &bindings(after), (self.family, self.facts));
+    fn flows(&mut self, step: Step<'_>) {
+        let bindings = |rules: Option<&Rules>| {
+            flows::bindings(rules.into_iter().flat_map(|rules| rules.family(self.family)).map(|port| &port.plan))
+        };
+        let stale = flows::stale(&bindings(step.old), &bindings(step.new), (self.family, self.facts));
         self.ops.extend(stale.into_iter().map(Op::Forget));
     }
 }

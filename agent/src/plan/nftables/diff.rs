@@ -1,13 +1,13 @@
 //! From what a kernel holds to what it should hold, and from what it holds to the numbers that a restarted agent goes on with.
 
 use crate::plan::compile::Desired;
-use crate::plan::flows::{self, Bindings};
+use crate::plan::flows::{self, Bindings, Frontend};
 use crate::plan::nftables::book::{Book, Page, Step, split_shared};
 use crate::plan::nftables::class::Class;
 use crate::plan::nftables::op::Op;
 use crate::plan::nftables::pool::evolve;
 use crate::plan::nftables::rules::{self, Elements, Port, Rules};
-use crate::plan::nftables::set::{Bytes, CLASS_SHIFT, MOST_CLASSES, Set};
+use crate::plan::nftables::set::{Bytes, CLASS_SHIFT, MOST_CLASSES, Set, protocol_number};
 use crate::plan::nftables::structure::Structure;
 use crate::plan::nftables::{NftablesPlane, Observed, Table};
 use crate::plan::service::Protocol;
@@ -76,7 +76,8 @@ pub fn diff(observed: &Observed, desired: &Desired<NftablesPlane>) -> Vec<Op> {
         compare(family, &before.elements, &elements, &mut ops);
         sweep(family, &before.structure, &structure, &mut ops);
         purge(family, before, services, &mut ops);
-        let stale = flows::stale(&bindings(&before.elements, family), &bindings(&elements, family), (family, facts));
+        let wanted = wanted_bindings(services, family);
+        let stale = flows::stale(&bindings(&before.elements, family), &wanted, (family, facts));
         ops.extend(stale.into_iter().map(Op::Forget));
     }
     ops
@@ -146,33 +147,49 @@ fn slots(table: &Table, (protocol, pool): (Protocol, u32), family: Family) -> Ve
     (0..).map_while(slot).filter_map(|data| data.to_endpoint(family)).collect()
 }
 
-/// Endpoints behind each UDP frontend.
+/// What should be forgotten in a kernel that nobody watched for a while.
 #[must_use]
-pub fn bindings(elements: &Elements, family: Family) -> Bindings {
-    const UDP: u8 = 17;
+pub fn strays(desired: &Desired<NftablesPlane>) -> Vec<Op> {
+    let of = |family| flows::strays(&wanted_bindings(&desired.services, family), (family, &desired.facts));
+    Family::ALL.into_iter().flat_map(of).map(Op::Forget).collect()
+}
+
+/// What should be behind each frontend.
+fn wanted_bindings(services: &Services, family: Family) -> Bindings {
+    flows::bindings(services.values().flat_map(|rules| rules.family(family)).map(|port| &port.plan))
+}
+
+/// What is behind each frontend, by the elements.
+fn bindings(elements: &Elements, family: Family) -> Bindings {
     let mut bindings = Bindings::new();
     for set in [Set::Frontends, Set::Outside, Set::NodePorts, Set::OutsideNodePorts] {
         let of_set = elements.range((set, Bytes::NONE)..).take_while(|((one, _), _)| *one == set);
         for ((_, key), data) in of_set {
-            let has_address = matches!(set, Set::Frontends | Set::Outside);
-            let address = key.to_address(family, 0).filter(|_| has_address);
-            let at = if !has_address {
-                0
-            } else if family == Family::V4 {
-                4
-            } else {
-                16
-            };
-            let (Some([UDP, _, _, _, high, low, ..]), Some(pool)) = (key.as_slice().get(at..), data.number_at(0))
-            else {
+            let (Some(frontend), Some(pool)) = (frontend(set, key, family), data.number_at(0)) else {
                 continue;
             };
-            let endpoints = bindings.entry((address, u16::from_be_bytes([*high, *low]))).or_default();
-            let slot = |slot: u32| elements.get(&(Set::Endpoints(Protocol::Udp), Bytes::slot(pool, slot)));
-            endpoints.extend((0..).map_while(slot).filter_map(|data| data.to_endpoint(family)));
+            let behind = bindings.entry(frontend).or_default();
+            let slot = |slot: u32| elements.get(&(Set::Endpoints(frontend.protocol), Bytes::slot(pool, slot)));
+            behind.living.extend((0..).map_while(slot).filter_map(|data| data.to_endpoint(family)));
+            behind.serves |= !behind.living.is_empty();
         }
     }
     bindings
+}
+
+fn frontend(set: Set, key: &Bytes, family: Family) -> Option<Frontend> {
+    let address = matches!(set, Set::Frontends | Set::Outside).then(|| key.to_address(family, 0));
+    let at = match (&address, family) {
+        (None, _) => 0,
+        (Some(_), Family::V4) => 4,
+        (Some(_), Family::V6) => 16,
+    };
+    let [number, _, _, _, high, low, ..] = *key.as_slice().get(at..)? else {
+        return None;
+    };
+    let protocol =
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|one| protocol_number(*one) == number)?;
+    Some(Frontend { protocol, address: address.flatten(), port: u16::from_be_bytes([high, low]) })
 }
 
 /// Goes on with the numbers and slots that the kernel has, so that what it already holds needs no change.

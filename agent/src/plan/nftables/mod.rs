@@ -62,6 +62,10 @@ impl Plane for NftablesPlane {
         diff::diff(observed, desired)
     }
 
+    fn strays(desired: &Desired<Self>) -> Vec<Op> {
+        diff::strays(desired)
+    }
+
     fn replay(observed: &mut Observed, ops: &[Op]) {
         observed.replay(ops);
     }

@@ -103,7 +103,7 @@ pub enum Op {
         /// The endpoint.
         endpoint: SocketAddr,
     },
-    /// Forget UDP flows.
+    /// Forget flows.
     Forget(Flows),
 }
 
@@ -254,7 +254,7 @@ impl fmt::Display for Op {
             Self::Purge { pool, endpoint, .. } => {
                 write!(f, "clients of {endpoint} in pool {} may be stale", pool & POOL_MASK)
             }
-            Self::Forget(flows) => write!(f, "UDP flows to port {} may be stale", flows.port),
+            Self::Forget(flows) => write!(f, "{flows}"),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod create;
 pub mod dataplane;
 pub mod delete;
 pub mod describe;
+pub mod drain;
 pub mod events;
 pub mod expose;
 pub mod get;

@@ -101,6 +101,32 @@ fn a_terminating_pod_serves_but_is_not_ready() {
 }
 
 #[test]
+fn the_pods_of_a_draining_node_are_as_if_they_terminated() {
+    let mut world = World::new();
+    world.create(service("web"));
+    let up = world.node_up("n1", "192.168.0.1");
+    let node = up.outcome.object.expect("the node");
+    let on = |name: &str, address: &str| {
+        let mut it = pod(name, "web", address);
+        it.spec.as_mut().unwrap().node_name = "n1".into();
+        it
+    };
+    world.create(on("p", "10.1.0.1"));
+    assert_eq!(world.endpoints("web"), ["10.1.0.1:80/TCP"]);
+    let drained = change_metadata(&Arc::new(node.clone()), |metadata| {
+        metadata.annotations = labels(&[("fairlead.io/drain", "true")]);
+    });
+    world.update(drained);
+    assert_eq!(world.endpoints("web"), ["!~10.1.0.1:80/TCP"]);
+    // Also one that comes now, and after the agent said hello again.
+    world.create(on("q", "10.1.0.2"));
+    world.node_up("n1", "192.168.0.1");
+    assert_eq!(world.endpoints("web"), ["!~10.1.0.1:80/TCP", "!~10.1.0.2:80/TCP"]);
+    world.update(change_metadata(&Arc::new(node), |_| {}));
+    assert_eq!(world.endpoints("web"), ["10.1.0.1:80/TCP", "10.1.0.2:80/TCP"]);
+}
+
+#[test]
 fn target_ports() {
     let check = |target: ServicePort, expect: &str| {
         let mut world = World::new();

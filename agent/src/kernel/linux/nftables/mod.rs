@@ -1,10 +1,11 @@
 //! nftables of the host or of a network namespace. Elements go over netlink, from the process; the fixed rules, which
 //! change at the first start and with a new class only, are written and read back by `nft`.
 
-mod netlink;
+pub(super) mod netlink;
 mod text;
 
-use crate::kernel::linux::{conntrack, program};
+use crate::kernel::linux::conntrack::Forgetter;
+use crate::kernel::linux::program;
 use crate::kernel::{Kernel, KernelError, Notice};
 use crate::plan::Family;
 use crate::plan::nftables::set::family_name;
@@ -29,6 +30,7 @@ pub struct Nftables {
     port: Arc<AtomicU32>,
     /// Sets and chains that we wrote, as this `nft` lists them, and as we wrote them.
     spellings: Mutex<BTreeMap<(Family, String), Spelling>>,
+    forgetter: Forgetter,
 }
 
 struct Spelling {
@@ -40,7 +42,13 @@ impl Nftables {
     /// Of a network namespace, by its file; `None` = the process's.
     #[must_use]
     pub fn new(namespace: Option<PathBuf>) -> Self {
-        Self { namespace, socket: Mutex::default(), port: Arc::default(), spellings: Mutex::default() }
+        Self {
+            namespace,
+            socket: Mutex::default(),
+            port: Arc::default(),
+            spellings: Mutex::default(),
+            forgetter: Forgetter::default(),
+        }
     }
 
     /// Whether this host's kernel and `nft` take our rules; nothing is changed.
@@ -277,12 +285,13 @@ impl Kernel<NftablesPlane> for Nftables {
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
+        self.forgetter.serve(ops.iter().filter_map(served));
         let done = self.program(ops);
         // Also after a refusal: what went in won't show these clients and flows as stale again.
         let purged = self.purge(ops);
         let flows: Vec<_> =
-            ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows) } else { None }).collect();
-        conntrack::forget(self.namespace.as_deref(), &flows);
+            ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows.clone()) } else { None }).collect();
+        self.forgetter.forget(self.namespace.as_deref(), flows);
         done.and(purged)
     }
 
@@ -304,6 +313,14 @@ impl Kernel<NftablesPlane> for Nftables {
         };
         std::thread::Builder::new().name("nftables-watch".into()).spawn(listen).map_err(failed)?;
         Ok(true)
+    }
+}
+
+/// The endpoint that gets new flows by an op.
+fn served(op: &Op) -> Option<SocketAddr> {
+    match op {
+        Op::Put { family, set: Set::Endpoints(_), data, .. } => data.to_endpoint(*family),
+        _ => None,
     }
 }
 

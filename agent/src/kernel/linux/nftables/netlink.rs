@@ -159,17 +159,7 @@ impl Nfnl {
         body: impl FnOnce(&mut Vec<u8>),
     ) {
         self.sequence = self.sequence.wrapping_add(1);
-        let start = out.len();
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&kind.to_ne_bytes());
-        out.extend_from_slice(&flags.to_ne_bytes());
-        out.extend_from_slice(&self.sequence.to_ne_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&[family, 0]);
-        out.extend_from_slice(&resource.to_be_bytes());
-        body(out);
-        let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
-        out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+        message(out, ((kind, flags, self.sequence), (family, resource)), body);
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
@@ -242,11 +232,31 @@ impl Watch {
     }
 }
 
-fn family_number(family: Family) -> u8 {
+/// A family's number.
+pub fn family_number(family: Family) -> u8 {
     match family {
         Family::V4 => 2,
         Family::V6 => 10,
     }
+}
+
+/// Writes a message of nfnetlink: type, flags and sequence number; family and resource; what `body` writes.
+pub fn message(
+    out: &mut Vec<u8>,
+    ((kind, flags, sequence), (family, resource)): ((u16, u16, u32), (u8, u16)),
+    body: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&flags.to_ne_bytes());
+    out.extend_from_slice(&sequence.to_ne_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&[family, 0]);
+    out.extend_from_slice(&resource.to_be_bytes());
+    body(out);
+    let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
 }
 
 fn elements(out: &mut Vec<u8>, group: &[Edit<'_>]) {
@@ -264,7 +274,8 @@ fn elements(out: &mut Vec<u8>, group: &[Edit<'_>]) {
     });
 }
 
-fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+/// Writes an attribute.
+pub fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
     out.extend_from_slice(&length.to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
@@ -278,7 +289,8 @@ fn text(out: &mut Vec<u8>, kind: u16, value: &str) {
     attribute(out, kind, &bytes);
 }
 
-fn nest(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
+/// Writes attributes within one.
+pub fn nest(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 2]);
     out.extend_from_slice(&(kind | NESTED).to_ne_bytes());
@@ -288,7 +300,7 @@ fn nest(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Messages in a datagram: type and what follows the header.
-fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     messages_from(bytes).map(|(kind, _, body)| (kind, body))
 }
 
@@ -305,7 +317,7 @@ fn messages_from(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
 }
 
 /// Attributes: type without flags, and value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?) & 0x3fff;
@@ -315,11 +327,16 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn within(bytes: &[u8], kind: u16) -> &[u8] {
+/// The value of the attribute of a type; empty: there is none.
+pub fn within(bytes: &[u8], kind: u16) -> &[u8] {
     attributes(bytes).find(|(one, _)| *one == kind).map(|(_, value)| value).unwrap_or_default()
 }
 
-fn failure(body: &[u8]) -> io::Result<()> {
+/// What an answer says.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn failure(body: &[u8]) -> io::Result<()> {
     let code = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
 }
