@@ -7,6 +7,7 @@
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::compile::Pace;
 use crate::plan::ramp::Ramps;
+use crate::plan::release::Releases;
 use crate::plan::{Desired, NodeFacts, Plane, Step, Style, compile};
 use crate::shared::Shared;
 use fairlead_proto::view::{NodeView, Touched};
@@ -68,6 +69,7 @@ pub struct Reconcile<P: Plane> {
     /// Somebody else changed the kernel since the last reading began.
     noticed: bool,
     ramps: Ramps,
+    releases: Releases,
     /// What the time of ramps counts from.
     epoch: Instant,
     /// When `desired` was last compiled, milliseconds since then.
@@ -118,6 +120,7 @@ impl<P: Plane> Reconcile<P> {
             rest_until: Instant::now(),
             noticed: false,
             ramps: Ramps::default(),
+            releases: Releases::default(),
             epoch: Instant::now(),
             paced_at: 0,
             watched: false,
@@ -216,14 +219,16 @@ impl<P: Plane> Reconcile<P> {
         let elsewhere = touched.nodes && compile::zone(view, &self.facts) != desired.zone;
         let whole = first || touched.all || elsewhere;
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let due = self.ramps.due(self.paced_at, now);
+        let mut due = self.ramps.due(self.paced_at, now);
+        self.releases.note(&touched.released, now);
+        due.append(&mut self.releases.expire(now, |name| view.services.contains_key(name)));
         self.paced_at = now;
         if whole {
             self.ramps.keep(|name| view.services.contains_key(name));
         }
         let named = touched.services.iter().chain(view.services.keys().filter(|_| whole));
         named.for_each(|name| self.ramps.note(name, view.services.get(name), now));
-        let pace: Pace<'_> = &|name, service| self.ramps.paced(name, service, now);
+        let pace: Pace<'_> = &|name, service| self.releases.shown(name, self.ramps.paced(name, service, now));
         let Step { ops, complete } = if whole {
             desired.update_all_paced(view, pace)
         } else {
@@ -233,9 +238,9 @@ impl<P: Plane> Reconcile<P> {
         (first || moved || !complete || !ops.is_empty()).then_some(ops)
     }
 
-    /// When some endpoint's share grows.
+    /// When some endpoint's share grows, or a released one's time is over.
     fn next_step(&self) -> Option<Instant> {
-        let next = self.ramps.next(self.paced_at)?;
+        let next = self.ramps.next(self.paced_at).into_iter().chain(self.releases.next()).min()?;
         Some(self.epoch + Duration::from_millis(next))
     }
 

@@ -157,6 +157,7 @@ fn merge(into: &mut Touched, from: &Touched) {
     into.nodes |= from.nodes;
     into.services.extend(from.services.iter().cloned());
     into.pods.extend(from.pods.iter().cloned());
+    into.released.extend(from.released.iter().cloned());
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use fairlead_agent::kernel::linux::{Iptables, Nftables};
 use fairlead_agent::plan::{NftablesPlane, Plane};
 use fairlead_agent::{Config, Mode};
 use fairlead_proto::model::annotations;
-use fairlead_proto::v1::{Endpoint, ServiceItem};
+use fairlead_proto::v1::{Endpoint, EndpointRef, NodeDelta, ServiceItem};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -61,7 +61,7 @@ fn shares(net: &Net) -> Vec<u32> {
             for socket in &sockets {
                 sent += u32::from(socket.send_to(b"!", "10.96.0.77:953").is_ok());
             }
-            let patience = Instant::now() + Duration::from_millis(50);
+            let patience = Instant::now() + PATIENCE;
             while all() < sent && Instant::now() < patience {
                 std::thread::yield_now();
             }
@@ -288,5 +288,54 @@ async fn load_balancers_learn_who_has_endpoints_nftables() {
         assert!(Instant::now() < deadline, "a port that nobody asks for any more is closed");
     }
     health(&net, "192.0.2.1:32101", (200, "1"));
+    cancel.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_released_endpoint_keeps_its_connections_and_a_dead_one_does_not_nftables() {
+    let net = Net::build("F");
+    let (address, mut streams) = common::server::server().await;
+    let (cancel, _state) = agent(&net, &address).await;
+    let mut stream = common::server::stream(&mut streams).await;
+    stream.welcome().await;
+    let echo = |pod: usize| {
+        let one = endpoint(&format!("10.244.{pod}.2"), &format!("node{pod}"), &["echo:8081/TCP"]);
+        Endpoint { pod_name: format!("pod{pod}"), ..one }
+    };
+    let both = vec![echo(1), echo(2)];
+    stream.delta(common::full(3, &[(service("echo", "10.96.0.81", &["echo:81/TCP"]), both)])).await;
+    assert_eq!(stream.applied().await, 3);
+    let mut connections: BTreeMap<usize, TcpStream> = BTreeMap::new();
+    while connections.len() < 2 {
+        let one = net.inside("out", || TcpStream::connect("10.96.0.81:81").unwrap());
+        one.set_read_timeout(Some(PATIENCE)).unwrap();
+        let node = net.name("node");
+        let port = one.local_addr().unwrap().port();
+        let flows = sh(&format!("ip netns exec {node} conntrack -L -p tcp --sport {port}"));
+        let pod = if flows.contains("src=10.244.1.2") { 1 } else { 2 };
+        connections.insert(pod, one);
+    }
+    let goes_on = |stream: &mut TcpStream| -> bool {
+        let mut buffer = [0; 1];
+        stream.write_all(b"!").is_ok() && stream.read_exact(&mut buffer).is_ok()
+    };
+    assert!(connections.values_mut().all(goes_on));
+    // The first is taken out by its labels, the second dies.
+    let gone = |pod: usize, alive| EndpointRef {
+        namespace: "default".into(),
+        service: "echo".into(),
+        address: format!("10.244.{pod}.2"),
+        pod_name: format!("pod{pod}"),
+        alive,
+    };
+    let remove_endpoints = vec![gone(1, true), gone(2, false)];
+    stream.delta(NodeDelta { from: Some(3), to: 4, remove_endpoints, ..NodeDelta::default() }).await;
+    assert_eq!(stream.applied().await, 4);
+    let deadline = Instant::now() + PATIENCE;
+    while goes_on(connections.get_mut(&2).unwrap()) {
+        assert!(Instant::now() < deadline, "a connection to a dead pod is cut");
+    }
+    assert!(goes_on(connections.get_mut(&1).unwrap()), "one to a pod that goes on isn't");
+    assert_eq!(net.ask("out", "10.96.0.81:81", 1).into_keys().collect::<Vec<_>>(), ["refused"], "nothing new");
     cancel.cancel();
 }

@@ -65,6 +65,7 @@ fn remove_endpoint(view: &mut NodeView, to: u64) -> NodeDelta {
         service: "web".into(),
         address: "10.244.2.2".into(),
         pod_name: "pod-10.244.2.2".into(),
+        alive: false,
     };
     let mut delta =
         NodeDelta { from: Some(view.revision), to, remove_endpoints: vec![reference], ..NodeDelta::default() };

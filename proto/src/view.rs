@@ -158,7 +158,7 @@ pub enum FoldError {
 }
 
 /// What a fold touched; the input of an incremental compile.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Touched {
     /// Everything is new.
     pub all: bool,
@@ -168,6 +168,8 @@ pub struct Touched {
     pub pods: std::collections::BTreeSet<NamespacedName>,
     /// Some node changed.
     pub nodes: bool,
+    /// Endpoints that were taken out of their services, though their pods go on.
+    pub released: Vec<(NamespacedName, Endpoint)>,
 }
 
 /// A list that is shorter is not given room to grow.
@@ -213,7 +215,9 @@ impl NodeView {
         }
         for reference in &delta.remove_endpoints {
             touched.services.insert(NamespacedName::new(&reference.namespace, &reference.service));
-            self.remove_endpoint(reference);
+            let gone = self.remove_endpoint(reference).filter(|_| reference.alive);
+            let service = NamespacedName::new(&reference.namespace, &reference.service);
+            touched.released.extend(gone.map(|endpoint| (service, endpoint)));
         }
         for item in &delta.upsert_endpoints {
             touched.services.insert(NamespacedName::new(&item.namespace, &item.service));
@@ -322,14 +326,12 @@ impl NodeView {
         Ok(())
     }
 
-    fn remove_endpoint(&mut self, reference: &EndpointRef) {
+    fn remove_endpoint(&mut self, reference: &EndpointRef) -> Option<Endpoint> {
         let key = NamespacedName::new(&reference.namespace, &reference.service);
-        let Some(service) = self.services.get_mut(&key) else {
-            return;
-        };
-        if let Some(old) = service.endpoints.remove(&(reference.address.clone(), reference.pod_name.clone())) {
-            self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
-        }
+        let service = self.services.get_mut(&key)?;
+        let old = service.endpoints.remove(&(reference.address.clone(), reference.pod_name.clone()))?;
+        self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
+        Some(old)
     }
 }
 

@@ -81,8 +81,13 @@ pub fn add(index: u32, revision: u64) -> NodeDelta {
 /// One endpoint in another's place.
 pub fn replace(index: u32, round: u32, revision: u64) -> NodeDelta {
     let old = address(index, 0).to_string();
-    let gone =
-        EndpointRef { namespace: NAMESPACE.into(), service: name(index), pod_name: pod_name(&old), address: old };
+    let gone = EndpointRef {
+        namespace: NAMESPACE.into(),
+        service: name(index),
+        pod_name: pod_name(&old),
+        address: old,
+        alive: false,
+    };
     let new = Ipv4Addr::from_bits(Ipv4Addr::new(10, 245, 0, 0).to_bits() + round);
     NodeDelta {
         from: Some(revision),

@@ -9,6 +9,7 @@ pub mod iptables;
 pub mod nftables;
 pub mod plane;
 pub mod ramp;
+pub mod release;
 pub mod service;
 
 pub use compile::{Change, Changes, Desired, Step, compile};

@@ -105,6 +105,7 @@ pub fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDe
                 service: name.name.clone(),
                 address: id.0,
                 pod_name: id.1,
+                alive: false,
             });
         }
         delta.upsert_endpoints.extend(

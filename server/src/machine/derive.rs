@@ -125,7 +125,7 @@ pub(super) fn claimed_address(pod: &Pod) -> Option<IpAddr> {
 }
 
 /// The pod has run to its end.
-pub(super) fn is_finished(pod: &Pod) -> bool {
+pub fn is_finished(pod: &Pod) -> bool {
     pod.status.as_ref().is_some_and(|status| matches!(status.phase.as_str(), "Succeeded" | "Failed"))
 }
 

@@ -3,6 +3,7 @@
 //! Law: `fold(full(r), deltas r→n) == full(n)`, for any cut, any coalescing, any server. A delta costs O(changes since
 //! `have`); its digest costs O(change) through [`Stamped`], which is advanced once a revision for all nodes.
 
+use crate::machine::derive::{is_finished, pod_address};
 use crate::machine::{Change, Snapshot, State};
 use fairlead_proto::model::Key;
 use fairlead_proto::model::annotations;
@@ -128,7 +129,7 @@ pub fn delta(stamped: &Stamped, node: &str, have: Option<u64>) -> Option<NodeDel
         .map(|item| format!("{}/{}", item.namespace, item.name))
         .collect();
     let removed: std::collections::BTreeSet<_> = delta.remove_services.iter().cloned().collect();
-    delta.remove_endpoints = removed_endpoints(&shared, &removed);
+    delta.remove_endpoints = removed_endpoints(&shared, &removed, state);
     delta.upsert_endpoints =
         shared.endpoints.iter().map(|(name, endpoint)| endpoint_item(name, endpoint.clone())).collect();
     delta.upsert_services = shared.services;
@@ -268,7 +269,11 @@ fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &
     }
 }
 
-fn removed_endpoints(shared: &SharedDelta, services_removed: &std::collections::BTreeSet<String>) -> Vec<EndpointRef> {
+fn removed_endpoints(
+    shared: &SharedDelta,
+    services_removed: &std::collections::BTreeSet<String>,
+    state: &State,
+) -> Vec<EndpointRef> {
     let replaced: std::collections::BTreeSet<_> =
         shared.endpoints.iter().map(|(name, endpoint)| (name, endpoint_id(endpoint))).collect();
     shared
@@ -282,8 +287,18 @@ fn removed_endpoints(shared: &SharedDelta, services_removed: &std::collections::
             service: name.name.clone(),
             address: endpoint.address.clone(),
             pod_name: endpoint.pod_name.clone(),
+            alive: !endpoint.terminating && !endpoint.lost && goes_on(state, name, endpoint),
         })
         .collect()
+}
+
+/// The pod behind a removed endpoint is still there, at its address.
+fn goes_on(state: &State, service: &NamespacedName, endpoint: &Endpoint) -> bool {
+    let pod = state.get(&Key::new(Kind::Pod, &service.namespace, &endpoint.pod_name));
+    pod.and_then(|object| object.as_pod()).is_some_and(|pod| {
+        let ending = pod.metadata.as_ref().is_some_and(|metadata| !metadata.deletion_timestamp.is_empty());
+        !ending && !is_finished(pod) && pod_address(pod).is_some_and(|address| address.to_string() == endpoint.address)
+    })
 }
 
 fn add_pods(delta: &mut NodeDelta, state: &State, of: (&str, &BTreeMap<Key, Option<Arc<Object>>>)) {
@@ -566,5 +581,28 @@ mod tests {
         let delta = delta(&after, "n1", Some(before.snapshot.state.revision())).unwrap();
         assert_eq!((delta.upsert_endpoints.len(), delta.remove_endpoints.len()), (1, 1));
         assert!(delta.upsert_services.is_empty() && delta.upsert_pods.is_empty());
+    }
+
+    #[test]
+    fn an_agent_is_told_whether_the_pod_of_a_removed_endpoint_goes_on() {
+        let mut world = World::new();
+        world.create(world::service("web"));
+        for (name, address) in [("relabelled", "10.0.0.1"), ("deleted", "10.0.0.2"), ("moved", "10.0.0.3")] {
+            world.create(world::pod(name, "web", address));
+        }
+        let before = Stamped::new(Arc::new(world.snapshot.clone()));
+        let relabelled = world.get(Kind::Pod, "relabelled").unwrap();
+        world.update(world::change_metadata(&relabelled, |metadata| {
+            metadata.labels.insert("app".into(), "other".into());
+        }));
+        world.delete(Kind::Pod, "deleted");
+        let mut moved = world.pod("moved");
+        moved.status.get_or_insert_default().pod_ip = "10.9.9.9".into();
+        world.run(world::status_command(moved));
+        let after = before.advance(Arc::new(world.snapshot.clone()));
+        let delta = delta(&after, "n1", Some(before.snapshot.state.revision())).unwrap();
+        let told: BTreeMap<&str, bool> =
+            delta.remove_endpoints.iter().map(|one| (one.pod_name.as_str(), one.alive)).collect();
+        assert_eq!(told, BTreeMap::from([("relabelled", true), ("deleted", false), ("moved", false)]));
     }
 }

@@ -1,0 +1,123 @@
+//! Endpoints that left their service while their pods go on: a selector or a label changed. Pure: `now` is an argument.
+//!
+//! As in Kubernetes they get nothing new and their TCP connections live on (a switch from blue to green cuts nobody), but
+//! not for ever: after [`LINGER_MS`] what is left is cut, and its clients connect to where the service is now.
+//! Laws: nothing new reaches a released endpoint; one that comes back is an endpoint like others.
+
+use fairlead_proto::v1::Endpoint;
+use fairlead_proto::view::{NamespacedName, ServiceView, endpoint_id};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long a released endpoint keeps its connections, milliseconds.
+pub const LINGER_MS: u64 = 600_000;
+
+/// Released endpoints of services, each with the time until which it keeps its connections.
+#[derive(Clone, Debug, Default)]
+pub struct Releases(BTreeMap<NamespacedName, Vec<(u64, Endpoint)>>);
+
+impl Releases {
+    /// Notes endpoints that were released. `now_ms` counts from any fixed moment.
+    pub fn note(&mut self, released: &[(NamespacedName, Endpoint)], now_ms: u64) {
+        for (name, endpoint) in released {
+            // Not serving: of datagrams, which have no end of their own, nothing lives on.
+            let released = Endpoint { ready: false, serving: false, weight: Some(0), ..endpoint.clone() };
+            self.0.entry(name.clone()).or_default().push((now_ms + LINGER_MS, released));
+        }
+    }
+
+    /// Forgets those whose time is over, and services that are no more. The services that change by it.
+    pub fn expire(&mut self, now_ms: u64, exists: impl Fn(&NamespacedName) -> bool) -> BTreeSet<NamespacedName> {
+        let mut changed = BTreeSet::new();
+        self.0.retain(|name, released| {
+            let before = released.len();
+            released.retain(|(until, _)| *until > now_ms);
+            if released.len() < before {
+                changed.insert(name.clone());
+            }
+            !released.is_empty() && exists(name)
+        });
+        changed
+    }
+
+    /// The service with its released endpoints beside the others.
+    #[must_use]
+    pub fn shown<'a>(&self, name: &NamespacedName, service: Cow<'a, ServiceView>) -> Cow<'a, ServiceView> {
+        let Some(released) = self.0.get(name) else {
+            return service;
+        };
+        let mut service = service.into_owned();
+        let taken: BTreeSet<String> = service.endpoints.values().map(|endpoint| endpoint.address).collect();
+        let free = released.iter().filter(|(_, endpoint)| !taken.contains(&endpoint.address));
+        for (_, endpoint) in free {
+            if service.endpoints.get(&endpoint_id(endpoint)).is_none() {
+                service.endpoints.insert(endpoint);
+            }
+        }
+        Cow::Owned(service)
+    }
+
+    /// When the next one's time is over.
+    #[must_use]
+    pub fn next(&self) -> Option<u64> {
+        self.0.values().flatten().map(|(until, _)| *until).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::service::ports;
+    use crate::plan::{Family, NodeFacts};
+    use fairlead_proto::v1::{EndpointPort, ServicePort};
+
+    fn service(protocol: &str, addresses: &[&str]) -> ServiceView {
+        let mut view = ServiceView::default();
+        view.item.cluster_ips = vec!["10.96.0.10".into()];
+        view.item.ports = vec![ServicePort { port: 80, protocol: protocol.into(), ..ServicePort::default() }];
+        view.endpoints = addresses.iter().map(|address| endpoint(protocol, address)).collect();
+        view
+    }
+
+    fn endpoint(protocol: &str, address: &str) -> Endpoint {
+        let ports = vec![EndpointPort { port: 8080, protocol: protocol.into(), ..EndpointPort::default() }];
+        Endpoint { address: address.into(), ready: true, serving: true, ports, ..Endpoint::default() }
+    }
+
+    /// Who gets new connections, and who keeps what it has.
+    fn plan(releases: &Releases, view: &ServiceView) -> (Vec<String>, Vec<String>) {
+        let shown = releases.shown(&name(), Cow::Borrowed(view));
+        let plan = ports(&shown, &NodeFacts::default(), ("", Family::V4)).remove(0);
+        let text = |address: &std::net::SocketAddr| address.ip().to_string();
+        (plan.cluster.iter().map(|one| text(&one.address)).collect(), plan.kept.iter().map(text).collect())
+    }
+
+    fn name() -> NamespacedName {
+        NamespacedName::new("default", "web")
+    }
+
+    #[test]
+    fn a_released_endpoint_keeps_its_tcp_connections_for_a_while() {
+        let (blue, green) = ("10.244.0.1", "10.244.0.2");
+        let mut releases = Releases::default();
+        releases.note(&[(name(), endpoint("TCP", blue)), (name(), endpoint("UDP", blue))], 1_000);
+        let tcp = service("TCP", &[green]);
+        assert_eq!(plan(&releases, &tcp), (vec![green.to_owned()], vec![blue.to_owned()]));
+        assert_eq!(plan(&releases, &service("UDP", &[green])), (vec![green.to_owned()], Vec::new()));
+        assert_eq!(plan(&releases, &service("TCP", &[])), (Vec::new(), vec![blue.to_owned()]), "nothing new");
+        assert_eq!(plan(&releases, &service("TCP", &[blue])), (vec![blue.to_owned()], Vec::new()), "it is back");
+        assert_eq!(releases.next(), Some(1_000 + LINGER_MS));
+        assert_eq!(releases.expire(LINGER_MS, |_| true), [].into());
+        assert_eq!(releases.expire(1_000 + LINGER_MS, |_| true), [name()].into());
+        assert_eq!(plan(&releases, &tcp), (vec![green.to_owned()], Vec::new()));
+        assert_eq!(releases.next(), None);
+    }
+
+    #[test]
+    fn a_deleted_services_are_forgotten() {
+        let mut releases = Releases::default();
+        releases.note(&[(name(), endpoint("TCP", "10.244.0.1"))], 0);
+        assert_eq!(releases.expire(1, |_| false), [].into());
+        assert_eq!(releases.next(), None);
+    }
+}
