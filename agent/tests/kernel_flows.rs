@@ -114,7 +114,7 @@ fn dual(pods: &[Pod]) -> (ServiceItem, Vec<Endpoint>) {
 
 fn connect(net: &Net, to: &str) -> TcpStream {
     let mut stream = net.inside("out", || TcpStream::connect_timeout(&to.parse().unwrap(), PATIENCE).unwrap());
-    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     echo(&mut stream).unwrap();
     stream
 }
@@ -129,7 +129,7 @@ fn told(stream: &mut TcpStream) -> (ErrorKind, Duration) {
     let begun = Instant::now();
     loop {
         match echo(stream) {
-            Ok(()) => assert!(begun.elapsed() < Duration::from_secs(1), "it still answers"),
+            Ok(()) => assert!(begun.elapsed() < PATIENCE, "it still answers"),
             Err(error) => return (error.kind(), begun.elapsed()),
         }
     }
@@ -183,7 +183,8 @@ fn dead<P: Plane>(net: &Net, start: &Start<'_, P>) {
     for (to, mut stream) in last {
         let (kind, took) = told(&mut stream);
         assert_eq!(kind, ErrorKind::ConnectionReset, "{to} after {took:?}");
-        assert!(took < Duration::from_secs(1), "{to}: {took:?}");
+        // So soon after the look before there is a rest, and a client that sent meanwhile repeats itself ever more rarely.
+        assert!(took < Duration::from_secs(2), "{to}: {took:?}");
     }
 }
 
