@@ -165,6 +165,8 @@ fn resets(net: &Net, name: &str) -> u64 {
 fn dead<P: Plane>(net: &Net, start: &Start<'_, P>) {
     let mut plane = start(&[dual(&[Pod::Ready(1)])]);
     let node_port = format!("192.0.2.1:{NODE_PORT}");
+    // So that no neighbour is looked for later on: a solicitation that is lost is repeated after a second only.
+    drop(["10.244.2.2:8081", "[fd00:244:2::2]:8081"].map(|to| connect(net, to)));
     let lost = [ECHO, ECHO_V6, &node_port].map(|to| (to, connect(net, to)));
     // The pod is gone without a word: no FIN, no RST.
     sh(&format!("ip -n {} link set eth0 down", net.name("pod1")));
