@@ -150,7 +150,7 @@ fn require() {
     }
 }
 
-/// Asks until the answer is as wanted, a second at most: flows are forgotten soon after the rules changed, not before.
+/// Asks until the answer is as wanted, for a while: flows are forgotten soon after the rules changed, not before.
 pub fn soon<T: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -> T, wanted: impl Fn(&T) -> bool) -> T {
     let begun = std::time::Instant::now();
     loop {
@@ -158,7 +158,7 @@ pub fn soon<T: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -> T, wanted: 
         if wanted(&answer) {
             return answer;
         }
-        assert!(begun.elapsed() < Duration::from_secs(1), "{what}: {answer:?}");
+        assert!(begun.elapsed() < PATIENCE, "{what}: {answer:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

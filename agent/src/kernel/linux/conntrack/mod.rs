@@ -12,7 +12,7 @@ use crate::plan::flows::{Answered, Flow, Flows, Frontend};
 use crate::plan::service::Protocol;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -21,10 +21,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use table::{Entry, Filter, Table};
 
-/// A look is followed by a rest of so many times what it cost: a quarter of one core is spent on looks at most.
-const REST: u32 = 3;
-/// Up to so many addresses are looked for one by one, the kernel comparing; more by one look at everything. With 200,000
-/// flows the kernel takes 55 ms for a filtered look and 390 ms for a whole one.
+/// What looks may cost before they must rest: a few changes now and then are looked after at once.
+const SAVINGS: Duration = Duration::from_millis(200);
+/// Beyond that a look is followed by a rest: so many times what it cost, which is 2 % of a core, …
+const REST: u32 = 50;
+/// … but this is long enough, …
+const LONG_REST: Duration = Duration::from_millis(500);
+/// … unless a look costs so much that this part of a core would be exceeded.
+const LEAST_REST: u32 = 3;
+/// Addresses are looked for one by one, the kernel comparing, up to one for so many flows, and a few at most; otherwise one
+/// look shows all. Each walks the whole table (10 ms for 262,144 buckets, however few flows); with 200,000 flows the kernel
+/// takes 55 ms to compare and 390 ms to show all.
+const FLOWS_AN_ADDRESS: usize = 20_000;
+/// The few.
 const ONE_BY_ONE: usize = 6;
 /// From the first look to the second: a packet that read the old rules may have made its flow behind the first.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -186,6 +195,7 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let mut rest_until = Instant::now();
+        let mut budget = Budget { left: SAVINGS, at: rest_until };
         while self.wait(rest_until) {
             let (begun, spent) = (Instant::now(), cpu_time());
             let wanted = self.shared.lock().take_due();
@@ -197,7 +207,10 @@ impl Worker {
                 }
             }
             metrics::histogram!("fairlead_agent_flows_look_seconds").record(begun.elapsed().as_secs_f64());
-            rest_until = Instant::now() + cpu_time().saturating_sub(spent) * REST;
+            // What an agent looks for at its start comes once.
+            let once = wanted.iter().any(|one| matches!(one.flows.answered, Answered::ByOthersThan(_)));
+            let cost = if once { Duration::ZERO } else { cpu_time().saturating_sub(spent) };
+            rest_until = budget.spend(cost, Instant::now());
             self.shared.lock().looked(wanted);
         }
     }
@@ -219,47 +232,79 @@ impl Worker {
     }
 
     fn look(&mut self, wanted: &[Wanted]) -> io::Result<usize> {
-        let mut groups: BTreeMap<(Family, Option<IpAddr>), Vec<&Wanted>> = BTreeMap::new();
-        for one in wanted {
-            // The kernel compares addresses of IPv4 only.
-            let address = one.flows.answering().filter(IpAddr::is_ipv4);
-            groups.entry((one.flows.family, address)).or_default().push(one);
-        }
-        if groups.len() > ONE_BY_ONE {
-            let all = std::mem::take(&mut groups);
-            for ((family, _), mut group) in all {
-                groups.entry((family, None)).or_default().append(&mut group);
-            }
-        }
-        let mut count = 0;
-        for ((family, _), group) in groups {
-            let filter = Filter::common(group.iter().map(|one| &one.flows));
-            count += self.look_in(family, &Index::new(group.into_iter()), filter)?;
-        }
-        Ok(count)
-    }
-
-    fn look_in(&mut self, family: Family, index: &Index<'_>, filter: Filter) -> io::Result<usize> {
         let mut table = match self.table.take() {
             Some(table) => table,
             None => program::in_namespace(self.namespace.as_deref(), Table::open).map_err(io::Error::other)??,
         };
-        let shared = self.shared.clone();
-        let count = table.delete_where(family, filter, |mut entries, delete| {
+        let flows = usize::try_from(table.count()?).unwrap_or(usize::MAX);
+        let mut count = 0;
+        if flows > 0 {
+            for ((family, _), group) in grouped(wanted, flows) {
+                let filter = Filter::common(group.iter().map(|one| &one.flows));
+                count += self.look_in(&mut table, family, (&Index::new(group.into_iter()), filter))?;
+            }
+        }
+        self.table = Some(table);
+        Ok(count)
+    }
+
+    fn look_in(&self, table: &mut Table, family: Family, what: (&Index<'_>, Filter)) -> io::Result<usize> {
+        let (index, filter) = what;
+        table.delete_where(family, filter, |mut entries, delete| {
             entries.retain(|entry| index.selecting(&entry.flow).next().is_some());
             if entries.is_empty() {
                 return Ok(0);
             }
             // Held until they are deleted: whoever serves an endpoint again says so before its first new flow.
-            let state = shared.lock();
+            let state = self.shared.lock();
             let is_stale =
                 |entry: &Entry<'_>| index.selecting(&entry.flow).any(|wanted| !state.is_spared(&entry.flow, wanted));
             entries.retain(is_stale);
             delete(&entries)
-        })?;
-        self.table = Some(table);
-        Ok(count)
+        })
     }
+}
+
+/// A look's parts, by family and by the one address that answers what is looked for, if it has one.
+fn grouped(wanted: &[Wanted], flows: usize) -> BTreeMap<(Family, Option<IpAddr>), Vec<&Wanted>> {
+    let mut groups: BTreeMap<(Family, Option<IpAddr>), Vec<&Wanted>> = BTreeMap::new();
+    for one in wanted {
+        // The kernel compares addresses of IPv4 only.
+        let address = one.flows.answering().filter(IpAddr::is_ipv4);
+        groups.entry((one.flows.family, address)).or_default().push(one);
+    }
+    let families = wanted.iter().map(|one| one.flows.family).collect::<BTreeSet<_>>().len();
+    if groups.len() <= families.max((flows / FLOWS_AN_ADDRESS).min(ONE_BY_ONE)) {
+        return groups;
+    }
+    let mut whole: BTreeMap<_, Vec<&Wanted>> = BTreeMap::new();
+    for ((family, _), mut group) in groups {
+        whole.entry((family, None)).or_default().append(&mut group);
+    }
+    whole
+}
+
+/// What looks may still cost; it grows by the part of the time that they may take.
+struct Budget {
+    left: Duration,
+    at: Instant,
+}
+
+impl Budget {
+    /// Takes a look's cost from it; until when to rest.
+    fn spend(&mut self, cost: Duration, now: Instant) -> Instant {
+        self.left = SAVINGS.min(self.left + now.saturating_duration_since(self.at) / REST);
+        let rest = if cost <= self.left { Duration::ZERO } else { rest(cost) };
+        self.left = self.left.saturating_sub(cost);
+        // A rest pays for its look: nothing is saved by it.
+        self.at = now + rest;
+        self.at
+    }
+}
+
+/// How long to rest after a look of a cost.
+fn rest(cost: Duration) -> Duration {
+    (cost * REST).min(LONG_REST.max(cost * LEAST_REST))
 }
 
 /// What this thread has used of a core: on a busy machine a look takes longer, but is no greater load.
@@ -274,7 +319,6 @@ fn cpu_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     fn wanted(answered: Answered, asked: u64, protocol: Protocol) -> Wanted {
         let frontend = Frontend { protocol, address: Some("10.96.0.10".parse().unwrap()), port: 80 };
@@ -323,6 +367,40 @@ mod tests {
         state.waiting = vec![Wanted { due: Some(Instant::now()), ..wanted(Answered::By(endpoint), 3, Protocol::Tcp) }];
         state.closed = true;
         assert!(state.take_due().is_empty());
+    }
+
+    #[test]
+    fn few_addresses_among_many_flows_are_looked_for_one_by_one() {
+        let by = |address: &str| wanted(Answered::By(address.parse().unwrap()), 1, Protocol::Tcp);
+        let two = [by("10.244.0.1:80"), by("10.244.0.2:80"), by("10.244.0.2:81")];
+        assert_eq!(grouped(&two, 100_000).len(), 2);
+        assert_eq!(grouped(&two, 100).len(), 1);
+        assert_eq!(grouped(&two[1..], 100).keys().next().unwrap().1, Some("10.244.0.2".parse().unwrap()));
+        let many: Vec<Wanted> = (1..=9).map(|n| by(&format!("10.244.0.{n}:80"))).collect();
+        assert_eq!(grouped(&many, 1_000_000).len(), 1);
+    }
+
+    #[test]
+    fn a_few_looks_need_no_rest() {
+        let begun = Instant::now();
+        let cost = Duration::from_millis(10);
+        let mut budget = Budget { left: SAVINGS, at: begun };
+        let mut now = begun;
+        let mut looks = 0;
+        while now < begun + Duration::from_secs(100) {
+            now = budget.spend(cost, now + cost);
+            looks += 1;
+        }
+        // 2 % of 100 s, and what had been saved.
+        assert!((205..=225).contains(&looks), "{looks}");
+        assert_eq!(budget.spend(cost, now + Duration::from_secs(10)), now + Duration::from_secs(10), "saved again");
+    }
+
+    #[test]
+    fn looks_cost_a_small_part_of_a_core() {
+        for (cost, expect) in [(1, 50), (10, 500), (100, 500), (400, 1_200)] {
+            assert_eq!(rest(Duration::from_millis(cost)), Duration::from_millis(expect), "{cost} ms");
+        }
     }
 
     #[test]

@@ -23,6 +23,9 @@ const SUBSYSTEM: u16 = 1 << 8;
 const NEW: u16 = SUBSYSTEM;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+const STATISTICS: u16 = SUBSYSTEM | 5;
+/// CTA_STATS_GLOBAL_ENTRIES.
+const ENTRIES: u16 = 1;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const REQUEST: u16 = 1;
@@ -161,6 +164,24 @@ impl Table {
             Ok::<_, io::Error>(socket)
         };
         Ok(Self { dumping: open()?, deleting: open()?, sequence: 0 })
+    }
+
+    /// How many entries this namespace has.
+    pub(super) fn count(&mut self) -> io::Result<u32> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        message(&mut request, ((STATISTICS, REQUEST, self.sequence), (0, 0)), |_| {});
+        send(&self.deleting, &request)?;
+        let (bytes, _) = self.deleting.recv_from_full()?;
+        for (kind, body) in messages(&bytes) {
+            if kind == ERROR {
+                failure(body)?;
+            }
+            if let Ok(count) = within(body.get(GENERIC..).unwrap_or_default(), ENTRIES).try_into() {
+                return Ok(u32::from_be_bytes(count));
+            }
+        }
+        Err(io::Error::other("the kernel doesn't say how many flows there are"))
     }
 
     /// Shows the entries piece by piece, and deletes those that `choose` leaves in a piece. How many it deleted.
