@@ -10,6 +10,7 @@ pub mod nftables;
 pub mod plane;
 pub mod ramp;
 pub mod service;
+pub mod trace;
 
 pub use compile::{Change, Changes, Desired, Step, compile};
 pub use iptables::{InvalidPrefix, IptablesPlane, Names};
