@@ -11,7 +11,7 @@
 mod common;
 
 use common::cases::{Asker, node};
-use common::traced::{held, hold, source};
+use common::traced::{held, hold_intent, source};
 use common::{endpoint, service, view};
 use fairlead_agent::plan::iptables::observed::Line;
 use fairlead_agent::plan::iptables::{Space, Table};
@@ -23,14 +23,14 @@ use fairlead_proto::v1::{Endpoint, ServiceItem};
 
 #[test]
 fn the_contract_traced_iptables() {
-    let (wrong, count) = hold::<IptablesPlane>();
+    let (wrong, count) = hold_intent::<IptablesPlane>();
     assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(count >= 150, "{count}");
 }
 
 #[test]
 fn the_contract_traced_nftables() {
-    let (wrong, count) = hold::<NftablesPlane>();
+    let (wrong, count) = hold_intent::<NftablesPlane>();
     assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(count >= 150, "{count}");
 }

@@ -6,6 +6,7 @@ use super::view;
 use fairlead_agent::plan::service::Protocol;
 use fairlead_agent::plan::trace::{self, Ends, Packet};
 use fairlead_agent::plan::{Desired, Family, Plane, Style, compile};
+use fairlead_proto::v1::{Endpoint, ServiceItem};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,11 +18,19 @@ pub fn held<P: Plane>(desired: &Desired<P>) -> P::Observed {
     observed
 }
 
+/// The table's services.
+pub fn services() -> Vec<(ServiceItem, Vec<Endpoint>)> {
+    table().into_iter().map(|row| (row.item, row.endpoints)).collect()
+}
+
+/// The same for what a plane would have a kernel hold.
+pub fn hold_intent<P: Plane>() -> (Vec<String>, usize) {
+    hold::<P>(&held(&compile::<P>(&view(&services()), &node())))
+}
+
 /// Traces every packet of the table; gives what went wrong, and how many cases there were.
-pub fn hold<P: Plane>() -> (Vec<String>, usize) {
+pub fn hold<P: Plane>(observed: &P::Observed) -> (Vec<String>, usize) {
     let rows = table();
-    let services: Vec<_> = rows.iter().map(|row| (row.item.clone(), row.endpoints.clone())).collect();
-    let observed = held(&compile::<P>(&view(&services), &node()));
     let (mut wrong, mut count) = (Vec::new(), 0);
     for (number, row) in (1..).zip(&rows) {
         for (from, to, end) in &row.packets {
@@ -33,7 +42,7 @@ pub fn hold<P: Plane>() -> (Vec<String>, usize) {
                     protocol: Protocol::Tcp,
                     remembered: None,
                 };
-                let follow = |packet: &Packet| P::trace(&observed, &node(), std::slice::from_ref(packet)).remove(0);
+                let follow = |packet: &Packet| P::trace(observed, &node(), std::slice::from_ref(packet)).remove(0);
                 let traced = follow(&packet);
                 let mut right = same(&traced.ends, &expected((*from, *end), family));
                 if let End::Stays(pods) = end {
