@@ -85,13 +85,13 @@ fn missing(facts: &Facts) -> Why {
     Why { findings: vec![Finding::wrong(text, next.clone()).with(details)], next }
 }
 
-/// The same name elsewhere, or one here that differs in a letter or two, or has the other in it.
+/// The same name elsewhere, or one here that has the other in it or begins alike and differs in a letter or two.
 fn is_near(path: &str, namespace: &str, name: &str) -> bool {
     let Some((other_namespace, other)) = path.split_once('/') else {
         return false;
     };
-    other == name
-        || (other_namespace == namespace && (other.contains(name) || name.contains(other) || edits(other, name) <= 2))
+    let alike = other.chars().next() == name.chars().next() && edits(other, name) <= 2;
+    other == name || (other_namespace == namespace && (other.contains(name) || name.contains(other) || alike))
 }
 
 /// Letters to add, drop or change (Levenshtein).
@@ -212,8 +212,12 @@ impl<'a> Look<'a> {
                 };
                 (same * 2 + selector.iter().filter(close).count(), pod)
             })
-            .filter(|(score, pod)| *score > 0 || selector.keys().any(|key| labels(pod).contains_key(key)))
+            .filter(|(_, pod)| selector.keys().any(|key| labels(pod).contains_key(key)))
             .collect();
+        // Those of which nothing fits are shown only if there are no others.
+        if ranked.iter().any(|(score, _)| *score > 0) {
+            ranked.retain(|(score, _)| *score > 0);
+        }
         ranked.sort_by_key(|(score, pod)| (std::cmp::Reverse(*score), name(pod)));
         let differing = |pod: &Pod| {
             let labels = labels(pod);

@@ -146,7 +146,7 @@ impl Tracer<'_> {
                         let name = format!("{} {hook}", table.name());
                         let at = At { hook: &name, chain: &chain, rule: &line.text };
                         match &line.rule {
-                            Some(rule) => passed.extend(self.take((space, at), rule, (walk, stack), &mut ways)),
+                            Some(rule) => passed.extend(self.take((space, at, rule), (walk, stack), &mut ways)),
                             None if self.facts.names.owns(&chain) => {
                                 self.journal.step(at, "unknown rule: what it does can't be told", walk.likely);
                                 self.journal.end(End::Unknown, walk.likely);
@@ -186,8 +186,7 @@ impl Tracer<'_> {
     /// Does what a rule says; what leaves the table is given back.
     fn take(
         &mut self,
-        (space, at): (Space, At<'_>),
-        rule: &Rule,
+        (space, at, rule): (Space, At<'_>, &Rule),
         (mut walk, mut stack): Way,
         ways: &mut Vec<Way>,
     ) -> Option<Walk> {

@@ -6,7 +6,7 @@ use crate::client::output::print;
 use crate::client::{Global, Session};
 use clap::Args;
 use fairlead_proto::model::Key;
-use fairlead_proto::v1::{DataplaneAnswer, DataplaneRequest, Kind, Object, TraceAnswer, TraceQuery, Traced};
+use fairlead_proto::v1::{DataplaneAnswer, DataplaneRequest, Kind, TraceAnswer, TraceQuery, Traced};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 
