@@ -17,11 +17,14 @@ use common::server::Stream;
 use common::{endpoint, service, traced};
 use fairlead_agent::kernel::Kernel;
 use fairlead_agent::kernel::linux::{Flavor, Iptables, Nftables};
-use fairlead_agent::plan::{Names, Plane};
+use fairlead_agent::plan::service::Protocol;
+use fairlead_agent::plan::trace::{End, Packet};
+use fairlead_agent::plan::{Names, NftablesPlane, Plane};
 use fairlead_agent::{Config, Mode};
 use fairlead_proto::v1::{
     DataplaneAnswer, DataplaneQuery, Endpoint, ServiceItem, TraceQuery, Traced, agent_message::Kind, server_message,
 };
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +50,38 @@ fn the_contract_traced_through_the_kernels_iptables() {
         let kernel = || Iptables::new(Names::new("KUBE").unwrap()).in_namespace(Some(net.path("node"))).flavor(flavor);
         the_contract(kernel(), &kernel());
     }
+}
+
+/// A Maglev table is drawn from by a hash of the source: where it leads is certain, and the packets must go there.
+#[test]
+fn a_hash_is_the_kernels_own() {
+    const SERVICE: &str = "10.96.0.20:80";
+    let net = Net::build("tg");
+    let (mut item, endpoints) = web(&[1, 2]);
+    item.cluster_ips = vec!["10.96.0.20".into()];
+    item.annotations.insert("fairlead.io/scheduler".into(), "mh".into());
+    let kernel = || Nftables::new(Some(net.path("node")));
+    let _plane = Programmed::start(kernel(), node(), &[(item, endpoints)]);
+    let observed = kernel().observe().unwrap();
+    let mut pods = BTreeSet::new();
+    for last in 10..26 {
+        let out = net.name("out");
+        sh(&format!("ip -n {out} addr add 192.0.2.{last}/24 dev eth0"));
+        sh(&format!("ip -n {out} route replace default via 192.0.2.1 src 192.0.2.{last}"));
+        let source = format!("192.0.2.{last}").parse().unwrap();
+        let packet =
+            Packet { source, destination: SERVICE.parse().unwrap(), protocol: Protocol::Tcp, remembered: None };
+        let traced = NftablesPlane::trace(&observed, &node(), &[packet]).remove(0);
+        let [(End::Reaches { destination, .. }, share)] = Vec::from_iter(&traced.ends)[..] else {
+            panic!("{traced:#?}");
+        };
+        assert!((share - 1.0).abs() < 1e-9, "{traced:#?}");
+        let pod = if destination.ip().to_string() == "10.244.1.2" { "pod1" } else { "pod2" };
+        let seen = net.ask_within(PATIENCE, ("out", SERVICE), 2);
+        assert!(seen.len() == 1 && seen.keys().all(|answer| answer.starts_with(pod)), "{source}: {pod}, {seen:?}");
+        pods.insert(pod);
+    }
+    assert_eq!(pods.len(), 2, "both are met");
 }
 
 /// An agent in a namespace, and the test at the server's end of its stream.

@@ -1,9 +1,8 @@
 //! The contract without a kernel: every packet of the table traced through what a plane would have a kernel hold. It says
 //! that tracer and compiler agree with the table; what the kernel does is for the kernel's own tests to say.
 
-use super::cases::{Asker, End, node, table, target};
-use super::view;
-use fairlead_agent::plan::service::Protocol;
+use super::cases::{Asker, End, Row, node, table, target};
+use super::{ask, view};
 use fairlead_agent::plan::trace::{self, Ends, Packet};
 use fairlead_agent::plan::{Desired, Family, Plane, Style, compile};
 use fairlead_proto::v1::{Endpoint, ServiceItem};
@@ -39,16 +38,16 @@ pub fn hold<P: Plane>(observed: &P::Observed) -> (Vec<String>, usize) {
                 let packet = Packet {
                     source: source(*from, family),
                     destination: target(number, *to, family).parse().unwrap(),
-                    protocol: Protocol::Tcp,
+                    protocol: row.protocol,
                     remembered: None,
                 };
                 let follow = |packet: &Packet| P::trace(observed, &node(), std::slice::from_ref(packet)).remove(0);
                 let traced = follow(&packet);
-                let mut right = same(&traced.ends, &expected((*from, *end), family));
+                let mut right = same(&traced.ends, &expected(row, (*from, *end), family));
                 if let End::Stays(pods) = end {
                     for pod in *pods {
-                        let remembered = Packet { remembered: Some(address(*pod, family)), ..packet.clone() };
-                        right &= reached(&follow(&remembered).ends) == [(address(*pod, family), 100)];
+                        let remembered = Packet { remembered: Some(address(row, *pod, family)), ..packet.clone() };
+                        right &= reached(&follow(&remembered).ends) == [(address(row, *pod, family), 100)];
                     }
                 }
                 if !right || traced.steps.is_empty() {
@@ -71,19 +70,28 @@ pub fn source(from: Asker, family: Family) -> IpAddr {
     if family == Family::V4 { v4 } else { v6 }.parse().unwrap()
 }
 
-fn address(pod: u8, family: Family) -> SocketAddr {
-    let text = if family == Family::V4 { format!("10.244.{pod}.2:8080") } else { format!("[fd00:244:{pod}::2]:8080") };
-    text.parse().unwrap()
+fn address(row: &Row, pod: u8, family: Family) -> SocketAddr {
+    let address = if family == Family::V4 { format!("10.244.{pod}.2") } else { format!("fd00:244:{pod}::2") };
+    SocketAddr::new(address.parse().unwrap(), ask::port(row.protocol))
+}
+
+/// Weight of a pod's endpoints.
+fn weight(row: &Row, pod: u8) -> f64 {
+    let node = format!("node{pod}");
+    row.endpoints.iter().find(|one| one.node_name == node).and_then(|one| one.weight).unwrap_or(1).into()
 }
 
 /// The ends that a case's words mean.
-fn expected((from, end): (Asker, End), family: Family) -> Option<Ends> {
+fn expected(row: &Row, (from, end): (Asker, End), family: Family) -> Option<Ends> {
     let among = |pods: &[u8], masked: bool| {
         // A pod that reaches itself must not see its own address.
         let itself = |pod: u8| matches!((from, pod), (Asker::Pod1, 1) | (Asker::Pod2, 2));
-        let reaches =
-            |pod: &u8| trace::End::Reaches { destination: address(*pod, family), masqueraded: masked || itself(*pod) };
-        pods.iter().map(|pod| (reaches(pod), 1.0 / pods.len() as f64)).collect::<Ends>()
+        let reaches = |pod: u8| trace::End::Reaches {
+            destination: address(row, pod, family),
+            masqueraded: masked || itself(pod),
+        };
+        let all: f64 = pods.iter().map(|pod| weight(row, *pod)).sum();
+        pods.iter().map(|pod| (reaches(*pod), weight(row, *pod) / all)).collect::<Ends>()
     };
     match end {
         End::Sees(pods) => Some(among(pods, false)),

@@ -31,6 +31,8 @@ pub enum Field {
     Word(u32),
     /// A random number below this one.
     Draw(u32),
+    /// A hash of the source below a number, with a seed.
+    Hash(u32, u32),
 }
 
 /// Where a rule sends a packet.
@@ -239,6 +241,10 @@ fn field<'a, 'b>(family: Family, words: Rest<'a, 'b>) -> Option<(Field, Rest<'a,
         ["meta", "priority", "&", "fff0:0", rest @ ..] => (Field::Word(0xfff0_0000), rest),
         ["meta", "priority", rest @ ..] => (Field::Word(u32::MAX), rest),
         ["numgen", "random", "mod", count, rest @ ..] => (Field::Draw(count.parse().ok()?), rest),
+        ["jhash", of, "saddr", "mod", count, "seed", seed, rest @ ..] if ours(of) => {
+            let seed = u32::from_str_radix(seed.strip_prefix("0x")?, 16).ok()?;
+            (Field::Hash(count.parse().ok()?, seed), rest)
+        }
         _ => return None,
     })
 }
@@ -249,13 +255,14 @@ mod tests {
     use crate::plan::NodeFacts;
     use crate::plan::nftables::class::Class;
     use crate::plan::nftables::structure::{Needs, structure};
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     /// One of everything that `structure` can write.
     fn everything(family: Family) -> Vec<String> {
-        let plain = Class { protocol: Protocol::Sctp, slots: 3, affinity: None };
+        let plain = Class { protocol: Protocol::Sctp, slots: 3, maglev: false, affinity: None };
+        let classes = [plain, Class { affinity: Some(90), ..plain }, Class { maglev: true, ..plain }];
         let needs = Needs {
-            classes: BTreeMap::from([(1, plain), (2, Class { affinity: Some(90), ..plain })]),
+            classes: (1..).zip(classes).collect(),
             affinities: BTreeSet::from([90]),
             ranges: BTreeSet::from([0, 24, 32, 128]),
             node_port_ranges: BTreeSet::from([0, 24, 32, 128]),

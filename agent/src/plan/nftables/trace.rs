@@ -357,25 +357,41 @@ impl<'a> Tracer<'a> {
                 }
             };
         };
-        let slots = key.iter().find_map(|field| if let Field::Draw(slots) = field { Some(*slots) } else { None });
-        let slots = slots.unwrap_or(1).max(1);
+        let pool = walk.word & POOL_MASK;
+        let (slots, mut text) = self.slots(key);
+        text.push_str(&format!(" of pool {pool}"));
+        let all = f64::from(u32::try_from(slots.len()).unwrap_or(u32::MAX));
         let mut counts: BTreeMap<SocketAddr, u32> = BTreeMap::new();
-        for slot in 0..slots {
+        let mut missing = 0_u32;
+        for slot in slots {
             let data = self.program.element(map, &self.key(walk, key, slot));
-            if let Some(endpoint) = data.and_then(|data| data.to_endpoint(self.program.family)) {
-                *counts.entry(endpoint).or_default() += 1;
+            match data.and_then(|data| data.to_endpoint(self.program.family)) {
+                Some(endpoint) => *counts.entry(endpoint).or_default() += 1,
+                None => missing += 1,
             }
         }
-        let found: u32 = counts.values().sum();
         let endpoints = counts.iter().map(|(endpoint, count)| format!("{endpoint} in {count}"));
-        let mut text = format!("draws one of {slots} slots of pool {}", walk.word & POOL_MASK);
-        for part in endpoints.chain((found < slots).then(|| format!("nothing in {}", slots - found))) {
+        for part in endpoints.chain((missing > 0).then(|| format!("nothing in {missing}"))) {
             text.push_str(", ");
             text.push_str(&part);
         }
         effects.push(text);
-        let share = |count: u32| f64::from(count) / f64::from(slots);
-        Turn::Rewrite(counts.into_iter().map(|(endpoint, count)| (endpoint, share(count))).collect())
+        Turn::Rewrite(counts.into_iter().map(|(endpoint, count)| (endpoint, f64::from(count) / all)).collect())
+    }
+
+    /// The slots that a key may mean, each as likely, and how that is said.
+    fn slots(&self, key: &[Field]) -> (Vec<u32>, String) {
+        for field in key {
+            match field {
+                Field::Draw(count) => return ((0..*count).collect(), format!("draws one of {count} slots")),
+                Field::Hash(count, seed) => {
+                    let slot = scaled(jhash(Bytes::address(self.packet.source).as_slice(), *seed), *count);
+                    return (vec![slot], format!("the source's hash takes slot {slot} of {count}"));
+                }
+                _ => {}
+            }
+        }
+        (vec![0], "takes slot 0".to_owned())
     }
 
     fn look_up(&self, set: &str, (key, found): (&Bytes, bool)) -> String {
@@ -417,11 +433,49 @@ impl<'a> Tracer<'a> {
                 Field::Port => port(walk.destination.port()),
                 Field::FirstPort => port(self.packet.destination.port()),
                 Field::Word(mask) => (walk.word & mask).to_ne_bytes().to_vec(),
-                Field::Draw(_) => slot.to_ne_bytes().to_vec(),
+                Field::Draw(_) | Field::Hash(..) => slot.to_ne_bytes().to_vec(),
             });
         }
         Bytes::read(&bytes)
     }
+}
+
+/// A hash as a number below another one (the kernel's `reciprocal_scale`).
+fn scaled(hash: u32, below: u32) -> u32 {
+    u32::try_from((u64::from(hash) * u64::from(below)) >> 32).unwrap_or_default()
+}
+
+/// Bob Jenkins' hash as the kernel has it (include/linux/jhash.h), of bytes that are whole words.
+fn jhash(bytes: &[u8], seed: u32) -> u32 {
+    let length = u32::try_from(bytes.len()).unwrap_or_default();
+    let mut words: Vec<u32> =
+        bytes.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]])).collect();
+    let start = 0xdead_beef_u32.wrapping_add(length).wrapping_add(seed);
+    let mut state = [start; 3];
+    let add = |state: &mut [u32; 3], words: &[u32]| {
+        for (sum, word) in state.iter_mut().zip(words) {
+            *sum = sum.wrapping_add(*word);
+        }
+    };
+    while words.len() > 3 {
+        add(&mut state, &words);
+        words.drain(..3);
+        // Each step takes the word after, then the one before is added to: (a, c, b), (b, a, c), (c, b, a), twice.
+        for (step, turn) in [4, 6, 8, 16, 19, 4].into_iter().enumerate() {
+            let (one, two, three) = (step % 3, (step + 2) % 3, (step + 1) % 3);
+            state[one] = state[one].wrapping_sub(state[two]) ^ state[two].rotate_left(turn);
+            state[two] = state[two].wrapping_add(state[three]);
+        }
+    }
+    if words.is_empty() {
+        return state[2];
+    }
+    add(&mut state, &words);
+    for (step, turn) in [14, 11, 25, 16, 4, 14, 24].into_iter().enumerate() {
+        let (one, two) = ((step + 2) % 3, (step + 1) % 3);
+        state[one] = (state[one] ^ state[two]).wrapping_sub(state[two].rotate_left(turn));
+    }
+    state[2]
 }
 
 fn said(verdict: &Verdict) -> String {
@@ -438,6 +492,20 @@ fn said(verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What its C gives on a little-endian machine; the kernel tests ask the kernel itself.
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn hashes_are_the_kernels() {
+        let mut six = [0; 16];
+        six[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+        six[15] = 2;
+        assert_eq!(jhash(&[192, 0, 2, 2], 0xf4_1e4d), 0x46b4_6da9);
+        assert_eq!(jhash(&[192, 0, 2, 2], 0), 0x36a1_c746);
+        assert_eq!(jhash(&six, 0xf4_1e4d), 0x4810_c211);
+        assert_eq!(jhash(&[], 0), 0xdead_beef);
+        assert_eq!((scaled(0, 4_093), scaled(u32::MAX, 4_093), scaled(1 << 31, 4_093)), (0, 4_092, 2_046));
+    }
 
     #[test]
     fn priorities_are_the_kernels_numbers() {
