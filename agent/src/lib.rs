@@ -7,7 +7,9 @@
 pub mod book;
 pub mod config;
 pub mod dataplane;
+pub mod drift;
 pub mod health;
+pub mod inspect;
 pub mod kernel;
 mod modes;
 pub mod plan;
@@ -17,12 +19,15 @@ pub mod shared;
 pub mod state;
 pub mod sync;
 pub mod tasks;
+pub mod witness;
 
 pub use config::{Config, Mode};
 pub use modes::{clean, resolve as resolve_mode};
 
 use crate::dataplane::Dataplane;
+use crate::drift::Drifts;
 use crate::health::HealthChecks;
+use crate::inspect::Inspector;
 use crate::kernel::dry_run::DryRun;
 use crate::kernel::linux::{Iptables, Nftables, is_switched_on};
 use crate::kernel::{Kernel, KernelError};
@@ -33,6 +38,7 @@ use crate::shared::Shared;
 use crate::state::{Loaded, StateError, Store};
 use crate::sync::{Greeting, Sync};
 use crate::tasks::{Ended, Tasks};
+use crate::witness::Reader;
 use fairlead_proto::v1::Hello;
 use fairlead_proto::view::NodeView;
 use std::net::IpAddr;
@@ -40,11 +46,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How long tasks may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Words to the loop that wait.
+const ASKS: usize = 4;
 
 /// Why an agent doesn't start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -137,10 +145,13 @@ impl Start {
         tracing::info!(node = config.node_name, mode, %node_ip, revision = loaded.view.revision, "agent starts");
         let shared = Arc::new(Shared::new(loaded.view, facts.service_cidrs.clone()));
         let (progress, served) = watch::channel(Progress::default());
-        let (read, of) = (kernel.clone(), facts.clone());
+        let (asks, asked) = mpsc::channel(ASKS);
+        let drifts: Arc<Drifts> = Arc::default();
+        let reader = Reader { kernel: kernel.clone(), asks };
         let dataplane = Arc::new(Dataplane {
             mode,
-            rules: Box::new(move || Ok(P::render(&read.observe()?, &of))),
+            inspect: Box::new(Inspector { reader, facts: facts.clone() }),
+            drifts: drifts.clone(),
             facts: facts.clone(),
             shared: shared.clone(),
             progress: served.clone(),
@@ -150,7 +161,8 @@ impl Start {
         let probes = Probes::new(shared.clone(), sync.book(), node_ip);
 
         let mut tasks = Tasks::new(cancel.clone());
-        tasks.spawn("reconcile", Reconcile::new(shared, kernel, facts, progress).run(cancel.clone()));
+        let reconcile = Reconcile::new(shared, kernel, facts, progress).watched(asked, drifts);
+        tasks.spawn("reconcile", reconcile.run(cancel.clone()));
         tasks.spawn("sync", sync.run(cancel.clone()));
         tasks.spawn("probe", probes.run(namespace.clone(), cancel.clone()));
         let checks = HealthChecks::new(health_view, node_name, served.clone(), namespace.clone());

@@ -4,12 +4,14 @@
 //! repairs it. While the kernel is being changed newer deltas fold, so a slow kernel coalesces. Without servers, and when
 //! the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
 
+use crate::drift::{Drifts, NAMES};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::compile::Pace;
 use crate::plan::ramp::Ramps;
 use crate::plan::release::Releases;
 use crate::plan::{Desired, NodeFacts, Plane, Step, Style, compile};
 use crate::shared::Shared;
+use crate::witness::{Ask, Witnesses};
 use fairlead_proto::view::{NodeView, Touched};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +28,6 @@ const AUDIT_SHARE: u32 = 10;
 const NOTICE_AFTER: Duration = Duration::from_millis(200);
 /// First and longest wait before a refused change is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// Names of repaired things logged at once.
-const NAMED: usize = 20;
 /// Ops remembered during an audit; an audit overtaken by more is thrown away.
 const OVERTAKEN: usize = 100_000;
 
@@ -76,6 +76,9 @@ pub struct Reconcile<P: Plane> {
     paced_at: u64,
     /// What the kernel remembers of before our start was looked through.
     watched: bool,
+    /// Those who read the kernel beside this loop.
+    witnesses: Witnesses<P>,
+    drifts: Arc<Drifts>,
 }
 
 struct Audit<P: Plane> {
@@ -124,7 +127,17 @@ impl<P: Plane> Reconcile<P> {
             epoch: Instant::now(),
             paced_at: 0,
             watched: false,
+            witnesses: Witnesses::default(),
+            drifts: Arc::default(),
         }
+    }
+
+    /// With those who ask what it does, and the book of what it repaired.
+    #[must_use]
+    pub fn watched(mut self, asks: mpsc::Receiver<Ask<P>>, drifts: Arc<Drifts>) -> Self {
+        self.witnesses = Witnesses::new(asks);
+        self.drifts = drifts;
+        self
     }
 
     /// With another time between readings.
@@ -154,6 +167,7 @@ impl<P: Plane> Reconcile<P> {
                 () = sleep_until(step_at) => {}
                 read = read(&mut self.audit) => self.judge(read).await,
                 Some(()) = noticed.recv() => self.notice(),
+                ask = self.witnesses.asked() => self.witnesses.answer(ask, self.desired.as_ref(), self.revision),
                 () = tokio::time::sleep_until(self.audit_at), if self.audit.is_none() => self.begin_audit(),
             }
         }
@@ -281,6 +295,7 @@ impl<P: Plane> Reconcile<P> {
         })
         .await?;
         done?;
+        self.witnesses.executed(&ops);
         if let Some(audit) = &mut self.audit {
             audit.since.extend(ops);
         }
@@ -305,6 +320,7 @@ impl<P: Plane> Reconcile<P> {
                 self.known = false;
                 // Part of the batch may be in the kernel: a reading made meanwhile proves nothing.
                 self.audit = None;
+                self.witnesses.refused();
                 // An edit was refused after the kernel had been read: somebody changes it beside us, or it reads wrong.
                 self.style = Style::Rewrite;
                 self.retry_at = Some(Instant::now() + self.retry);
@@ -353,22 +369,28 @@ impl<P: Plane> Reconcile<P> {
         if ops.is_empty() {
             return;
         }
-        name_drift::<P>(&ops);
+        let (names, count) = name_drift::<P>(&ops);
         let begun = Instant::now();
         let done = self.execute(ops).await;
+        if done.is_ok() && count > 0 {
+            self.drifts.note(names, count);
+        }
         self.report(begun, done);
     }
 }
 
-fn name_drift<P: Plane>(ops: &[P::Op]) {
-    let rules: Vec<_> = ops.iter().filter(|op| P::is_repair(op)).collect();
-    metrics::counter!("fairlead_agent_drift_total").increment(rules.len() as u64);
-    for op in rules.iter().take(NAMED) {
-        tracing::warn!("drift, repairing: {op}");
+/// Logs what was wrong; gives the first names, and how many there were.
+fn name_drift<P: Plane>(ops: &[P::Op]) -> (Vec<String>, u64) {
+    let count = ops.iter().filter(|op| P::is_repair(op)).count() as u64;
+    let names: Vec<String> = ops.iter().filter(|op| P::is_repair(op)).take(NAMES).map(ToString::to_string).collect();
+    metrics::counter!("fairlead_agent_drift_total").increment(count);
+    for name in &names {
+        tracing::warn!("drift, repairing: {name}");
     }
-    if let Some(more) = rules.len().checked_sub(NAMED).filter(|more| *more > 0) {
+    if let Some(more) = count.checked_sub(NAMES as u64).filter(|more| *more > 0) {
         tracing::warn!(more, "more drift of the same kind");
     }
+    (names, count)
 }
 
 async fn read<P: Plane>(audit: &mut Option<Audit<P>>) -> Result<P::Observed, KernelError> {

@@ -206,8 +206,20 @@ impl Sync {
                     }
                 }
                 Some(answer) = answered.recv() => line.send(agent_message::Kind::Dataplane(answer)).await?,
+                () = self.dataplane.drifts.changed() => self.report_drift(&mut line).await?,
             }
         }
+    }
+
+    async fn report_drift(&self, line: &mut Line) -> Result<(), StreamEnd> {
+        let Some(report) = self.dataplane.drifts.take() else {
+            return Ok(());
+        };
+        let sent = line.send(agent_message::Kind::Drift(report.clone())).await;
+        if sent.is_err() {
+            self.dataplane.drifts.put_back(report);
+        }
+        sent
     }
 
     async fn take(

@@ -9,53 +9,20 @@
 
 mod common;
 
+use common::moody::Moody;
 use common::{endpoint, facts, full, service};
-use fairlead_agent::kernel::model::Model;
-use fairlead_agent::kernel::{Kernel, KernelError};
 use fairlead_agent::plan::iptables::diff::diff;
-use fairlead_agent::plan::iptables::{Observed, Op, Space, Table};
-use fairlead_agent::plan::{Family, IptablesPlane, Style};
+use fairlead_agent::plan::iptables::{Op, Space, Table};
+use fairlead_agent::plan::{Family, Style};
 use fairlead_agent::reconcile::{Progress, Reconcile};
 use fairlead_agent::shared::Shared;
 use fairlead_proto::v1::{EndpointItem, NodeDelta};
 use fairlead_proto::view::NodeView;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// The model, slow and moody.
-#[derive(Default)]
-struct Moody {
-    model: Model,
-    execute_ms: AtomicU64,
-    observe_ms: AtomicU64,
-    /// So many of the next batches are refused.
-    refuse: AtomicU32,
-    batches: Mutex<Vec<Vec<Op>>>,
-}
-
-impl Kernel<IptablesPlane> for Moody {
-    fn mode(&self) -> &'static str {
-        "moody"
-    }
-
-    fn observe(&self) -> Result<Observed, KernelError> {
-        let observed = self.model.observe();
-        std::thread::sleep(Duration::from_millis(self.observe_ms.load(Ordering::Relaxed)));
-        observed
-    }
-
-    fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
-        std::thread::sleep(Duration::from_millis(self.execute_ms.load(Ordering::Relaxed)));
-        if self.refuse.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-            return Err(KernelError::Refused("not now".into()));
-        }
-        self.batches.lock().unwrap().push(ops.to_vec());
-        self.model.execute(ops)
-    }
-}
 
 struct Rig {
     shared: Arc<Shared>,

@@ -12,14 +12,12 @@ mod common;
 
 use common::{endpoint, facts, iptables as compile, service, view};
 use fairlead_agent::kernel::model::Tables;
-use fairlead_agent::kernel::trace::{End, Ends, Node, Packet, trace};
 use fairlead_agent::plan::iptables::diff::diff;
-use fairlead_agent::plan::iptables::restore;
+use fairlead_agent::plan::iptables::{restore, trace};
 use fairlead_agent::plan::service::Protocol;
+use fairlead_agent::plan::trace::{End, Ends, Packet};
 use fairlead_agent::plan::{Family, NodeFacts, Style};
 use fairlead_proto::v1::{Endpoint, ServiceItem};
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 const NODE: &str = "10.0.0.11";
 const POD: &str = "10.244.1.2";
@@ -38,10 +36,9 @@ fn send(tables: &Tables, source: &str, destination: &str, protocol: Protocol) ->
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         protocol,
-        remembered: BTreeSet::new(),
+        remembered: None,
     };
-    let addresses: [IpAddr; 1] = [NODE.parse().unwrap()];
-    trace(Node { tables: &tables.observed, addresses: &addresses }, &packet)
+    trace::trace(&tables.observed, &facts("node1"), &[packet]).remove(0).ends
 }
 
 /// Ends as "10.244.2.2:8080" or "10.244.2.2:8080 masqueraded" with their share in percent.
@@ -57,6 +54,7 @@ fn shown(ends: &Ends) -> Vec<(String, u32)> {
                 End::Reaches { destination, masqueraded: true } => format!("{destination} masqueraded"),
                 End::Rejected => "rejected".into(),
                 End::Dropped => "dropped".into(),
+                End::Unknown => "unknown".into(),
             };
             (text, (likely * 100.0).round() as u32)
         })
@@ -268,16 +266,13 @@ fn source_ranges_guard_the_load_balancers_address() {
 fn a_remembered_client_comes_back_to_its_endpoint() {
     let (item, endpoints) = nginx();
     let tables = programmed(&[(ServiceItem { affinity_seconds: 60, ..item }, endpoints)], &facts("node1"));
-    let names = facts("node1").names;
-    let list = names.endpoint("default/nginx-service", "tcp", "10.244.3.2:80".parse().unwrap());
     let packet = Packet {
         source: STRANGER.parse().unwrap(),
         destination: "10.96.0.10:80".parse().unwrap(),
         protocol: Protocol::Tcp,
-        remembered: BTreeSet::from([list]),
+        remembered: Some("10.244.3.2:80".parse().unwrap()),
     };
-    let addresses: [IpAddr; 1] = [NODE.parse().unwrap()];
-    let ends = trace(Node { tables: &tables.observed, addresses: &addresses }, &packet);
+    let ends = trace::trace(&tables.observed, &facts("node1"), &[packet]).remove(0).ends;
     assert_eq!(shown(&ends), only("10.244.3.2:80 masqueraded"));
 }
 

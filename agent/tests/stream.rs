@@ -110,7 +110,13 @@ async fn a_step_is_programmed_whole_and_then_acknowledged() {
     stream.delta(NodeDelta { from: Some(9), to: 9, digest: view.digest(), ..NodeDelta::default() }).await;
     assert_eq!(stream.applied().await, 9);
 
-    stream.send(server_message::Kind::DataplaneQuery(DataplaneQuery { query_id: 4, rules: true })).await;
+    stream
+        .send(server_message::Kind::DataplaneQuery(DataplaneQuery {
+            query_id: 4,
+            rules: true,
+            ..DataplaneQuery::default()
+        }))
+        .await;
     let answer = loop {
         if let Kind::Dataplane(answer) = stream.next().await {
             break answer;
@@ -210,7 +216,13 @@ async fn a_view_that_does_not_fit_is_asked_for_anew() {
     assert_eq!((second.hello.have, second.hello.digest.len()), (0, 0));
     // What the kernel has stays meanwhile.
     second.welcome().await;
-    second.send(server_message::Kind::DataplaneQuery(DataplaneQuery { query_id: 1, rules: true })).await;
+    second
+        .send(server_message::Kind::DataplaneQuery(DataplaneQuery {
+            query_id: 1,
+            rules: true,
+            ..DataplaneQuery::default()
+        }))
+        .await;
     let answer = loop {
         if let Kind::Dataplane(answer) = second.next().await {
             break answer;

@@ -5,7 +5,9 @@ use crate::controller::lease::Alarms;
 use crate::raft::{Consensus, PeerApi};
 use crate::sync::board::Board;
 use crate::sync::session::Sessions;
-use fairlead_proto::internal::v1::{BoardRequest, BoardResponse, ReportNodesRequest, ReportNodesResponse};
+use fairlead_proto::internal::v1::{
+    BoardRequest, BoardResponse, DriftResponse, ReportNodesRequest, ReportNodesResponse,
+};
 use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus, NodeProgress};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -161,5 +163,10 @@ impl PeerApi for PeerFace {
     async fn dataplane(&self, request: DataplaneRequest) -> Result<DataplaneResponse, tonic::Status> {
         let (_, sessions) = self.parts()?;
         Ok(DataplaneResponse { nodes: local_dataplane(sessions, &request).await })
+    }
+
+    async fn drift(&self) -> Result<DriftResponse, tonic::Status> {
+        let (_, sessions) = self.parts()?;
+        Ok(DriftResponse { events: sessions.drifts.events() })
     }
 }

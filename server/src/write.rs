@@ -50,3 +50,10 @@ pub fn stamp(command: command::Kind, request_id: Option<RequestId>) -> Entry {
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
+
+/// A time as people read it: RFC 3339, whole seconds.
+#[must_use]
+pub fn rfc3339(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms / 1_000).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    at.map(|at| at.to_string()).unwrap_or_default()
+}

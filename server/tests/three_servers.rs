@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use fairlead_proto::internal::v1::{
-    BoardRequest, BoardResponse, Delete, Outcome, Put, ReportNodesRequest, ReportNodesResponse, command, put,
+    BoardRequest, BoardResponse, Delete, DriftResponse, Outcome, Put, ReportNodesRequest, ReportNodesResponse, command,
+    put,
 };
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, Kind, MemberStatus, Namespace, ObjectMeta, RequestId};
@@ -30,6 +31,9 @@ impl PeerApi for Silent {
     }
     async fn dataplane(&self, _: DataplaneRequest) -> Result<DataplaneResponse, tonic::Status> {
         Ok(DataplaneResponse::default())
+    }
+    async fn drift(&self) -> Result<DriftResponse, tonic::Status> {
+        Ok(DriftResponse::default())
     }
 }
 

@@ -24,9 +24,9 @@ const PURE: [&str; 18] = [
     "server/src/watch/history.rs",
     "server/src/storage/keys.rs",
     "agent/src/kernel/model.rs",
-    "agent/src/kernel/trace.rs",
     "agent/src/plan",
     "cli/src/client/jsonpath",
+    "cli/src/client/why.rs",
 ];
 const IMPURE: [&str; 17] = [
     "tokio",

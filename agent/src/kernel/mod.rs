@@ -5,7 +5,6 @@
 pub mod dry_run;
 pub mod linux;
 pub mod model;
-pub mod trace;
 
 use crate::plan::Plane;
 

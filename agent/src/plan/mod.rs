@@ -11,6 +11,7 @@ pub mod plane;
 pub mod ramp;
 pub mod release;
 pub mod service;
+pub mod trace;
 
 pub use compile::{Change, Changes, Desired, Step, compile};
 pub use iptables::{InvalidPrefix, IptablesPlane, Names};

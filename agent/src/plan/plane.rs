@@ -6,17 +6,18 @@
 
 use crate::plan::NodeFacts;
 use crate::plan::compile::{Changes, Desired};
+use crate::plan::trace::{Packet, Traced};
 use fairlead_proto::view::ServiceView;
 use std::fmt;
 
 /// A mechanism of the kernel's.
 pub trait Plane: Clone + fmt::Debug + PartialEq + Send + Sync + Sized + 'static {
     /// What one service asks for.
-    type Rules: fmt::Debug + PartialEq + Send + Sync;
+    type Rules: Clone + fmt::Debug + PartialEq + Send + Sync;
     /// What services share.
     type Book: Clone + fmt::Debug + Default + PartialEq + Send + Sync;
-    /// What a kernel holds of ours.
-    type Observed: Send;
+    /// What a kernel holds of ours; by default nothing.
+    type Observed: Default + Send;
     /// One step of a kernel; shown, it says what was wrong if it is a repair.
     type Op: Clone + fmt::Debug + fmt::Display + PartialEq + Send + Sync;
 
@@ -52,6 +53,9 @@ pub trait Plane: Clone + fmt::Debug + PartialEq + Send + Sync + Sized + 'static 
 
     /// True if an op of an audit repairs something that somebody changed; flows are forgotten on suspicion only.
     fn is_repair(op: &Self::Op) -> bool;
+
+    /// Follows packets through what a kernel was seen to hold, one answer a packet; never through our intent.
+    fn trace(observed: &Self::Observed, facts: &NodeFacts, packets: &[Packet]) -> Vec<Traced>;
 }
 
 /// How `diff` changes what can be changed in part.

@@ -3,10 +3,12 @@
 
 pub mod ask;
 pub mod cases;
+pub mod moody;
 pub mod net;
 pub mod programmed;
 pub mod random;
 pub mod server;
+pub mod traced;
 
 use fairlead_agent::plan::{Desired, IptablesPlane, Names, NodeFacts, compile};
 use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, NodeDelta, NodeItem, ServiceItem, ServicePort};

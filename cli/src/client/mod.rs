@@ -10,6 +10,7 @@ mod duration;
 mod failure;
 mod fetch;
 mod files;
+mod findings;
 mod jsonpath;
 mod kinds;
 mod output;
@@ -17,6 +18,7 @@ mod programmed;
 mod table;
 mod targets;
 mod verbs;
+mod why;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand};
@@ -27,7 +29,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use verbs::{
-    about, apply, contexts, create, dataplane, delete, describe, drain, events, expose, get, label, status, wait,
+    about, apply, check, contexts, create, dataplane, delete, describe, drain, events, expose, get, label, status,
+    trace, wait,
 };
 
 /// A request's time, if nobody says.
@@ -91,9 +94,15 @@ pub enum Verb {
     Completion(about::CompletionArgs),
     /// Show the members of the cluster and what its nodes acknowledged
     Status(status::StatusArgs),
-    /// Show what the nodes' kernels hold
+    /// Show what the nodes' kernels hold, and what differs from what they should
     #[command(subcommand)]
     Dataplane(dataplane::DataplaneVerb),
+    /// Show, rule by rule, what happens to a packet on a node
+    Trace(trace::TraceArgs),
+    /// Say why a service doesn't work, and what to do next; exit code 1 if something is wrong
+    Why(verbs::why::WhyArgs),
+    /// Check every node's data plane; exit code 1 if something is wrong
+    Check(check::CheckArgs),
     /// Look at and choose contexts of the configuration file
     #[command(subcommand)]
     Config(contexts::ConfigVerb),
@@ -155,6 +164,9 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Completion(args) => about::completion(&args),
         Verb::Status(args) => status::run(global, &args).await,
         Verb::Dataplane(verb) => dataplane::run(global, verb).await,
+        Verb::Trace(args) => trace::run(global, &args).await,
+        Verb::Why(args) => verbs::why::run(global, &args).await,
+        Verb::Check(args) => check::run(global, &args).await,
         Verb::Config(verb) => contexts::run(global, verb),
     }
 }

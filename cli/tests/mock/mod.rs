@@ -57,6 +57,10 @@ pub struct Shelf {
     pub programmed: WaitProgrammedResponse,
     /// What happened.
     pub history: Vec<HistoryEvent>,
+    /// What the nodes' kernels hold; `None`: the node asked for is not connected.
+    pub dataplane: Option<DataplaneResponse>,
+    /// What was asked of them.
+    pub dataplane_asked: Vec<DataplaneRequest>,
     revision: u64,
 }
 
@@ -251,8 +255,11 @@ impl cluster_server::Cluster for Mock {
         Ok(Response::new(self.shelf.lock().unwrap().programmed.clone()))
     }
 
-    async fn dataplane(&self, _: Request<DataplaneRequest>) -> Result<Response<DataplaneResponse>, Status> {
-        Err(Status::not_found("node \"x\" is connected to no server"))
+    async fn dataplane(&self, request: Request<DataplaneRequest>) -> Result<Response<DataplaneResponse>, Status> {
+        let mut shelf = self.shelf.lock().unwrap();
+        shelf.dataplane_asked.push(request.into_inner());
+        let answer = shelf.dataplane.clone().map(Response::new);
+        answer.ok_or_else(|| Status::not_found("node \"x\" is connected to no server"))
     }
 
     async fn history(&self, _: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {

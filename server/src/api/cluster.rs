@@ -4,10 +4,13 @@ use crate::machine::{Change, Snapshot};
 use crate::nodes::Nodes;
 use crate::raft::Consensus;
 use crate::sync::session::Sessions;
+use crate::write::rfc3339;
+use fairlead_proto::internal::v1::DriftRequest;
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
-    DataplaneRequest, DataplaneResponse, HistoryEvent, HistoryRequest, HistoryResponse, Kind, MemberStatus,
-    NodeDataplane, StatusRequest, StatusResponse, WaitProgrammedRequest, WaitProgrammedResponse, cluster_server,
+    DataplaneQuery, DataplaneRequest, DataplaneResponse, HistoryEvent, HistoryRequest, HistoryResponse, Kind,
+    MemberStatus, NodeDataplane, StatusRequest, StatusResponse, WaitProgrammedRequest, WaitProgrammedResponse,
+    cluster_server,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -65,6 +68,33 @@ impl ClusterService {
         members.sort_by(|a, b| a.name.cmp(&b.name));
         members
     }
+
+    /// Why no server can ask a node.
+    fn absence(&self, node: &str) -> String {
+        if self.consensus.local().state.get(&Key::new(Kind::Node, "", node)).is_some() {
+            format!("node {node:?} is connected to no server: its agent is down or cut off")
+        } else {
+            format!("there is no node {node:?}")
+        }
+    }
+
+    /// Drift that was repaired lately, as every member that answers remembers it.
+    async fn drift(&self) -> Vec<HistoryEvent> {
+        let own = self.consensus.status().id;
+        let others = self.consensus.members().into_iter().filter(|member| member.id != own);
+        let asked = others.map(|member| async move {
+            let ask = async {
+                let mut peer = self.consensus.peer(member.id).await.ok()?;
+                let request = DriftRequest { header: Some(self.consensus.header(member.id)) };
+                peer.drift(request).await.ok().map(|answer| answer.into_inner().events)
+            };
+            tokio::time::timeout(MEMBER_TIMEOUT, ask).await.ok().flatten()
+        });
+        let answers = futures::future::join_all(asked).await;
+        let mut events = self.sessions.drifts.events();
+        events.extend(answers.into_iter().flatten().flatten());
+        events
+    }
 }
 
 /// What this member says of itself.
@@ -102,6 +132,7 @@ impl cluster_server::Cluster for ClusterService {
             alarms: board.alarms,
             server: self.consensus.status().name,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_domain: self.sessions.cluster_domain.clone(),
         }))
     }
 
@@ -153,7 +184,7 @@ impl cluster_server::Cluster for ClusterService {
         nodes.extend(answers.into_iter().flatten().flatten().filter(|node| !seen.contains(&node.node)));
         nodes.sort_by(|a, b| a.node.cmp(&b.node));
         if nodes.is_empty() && !request.node.is_empty() {
-            return Err(Status::not_found(format!("node {:?} is connected to no server", request.node)));
+            return Err(Status::not_found(self.absence(&request.node)));
         }
         Ok(Response::new(DataplaneResponse { nodes }))
     }
@@ -161,7 +192,8 @@ impl cluster_server::Cluster for ClusterService {
     async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
         let request = request.into_inner();
         let snapshot = self.consensus.read().await.map_err(|error| crate::api::status::unreadable(&error))?;
-        Ok(Response::new(history(&snapshot, &request)))
+        let drift = self.drift().await;
+        Ok(Response::new(history(&snapshot, drift, &request)))
     }
 }
 
@@ -169,28 +201,38 @@ impl cluster_server::Cluster for ClusterService {
 pub async fn local_dataplane(sessions: &Sessions, request: &DataplaneRequest) -> Vec<NodeDataplane> {
     let wanted = sessions.connected().into_iter().filter(|node| request.node.is_empty() || *node == request.node);
     let asked = wanted.map(|node| async move {
-        let answer = sessions.dataplane(&node, request.rules).await;
+        let query = DataplaneQuery {
+            query_id: 0,
+            rules: request.rules,
+            diff: request.diff,
+            observed: request.observed,
+            trace: request.trace.clone(),
+        };
+        let answer = sessions.dataplane(&node, query).await;
         NodeDataplane { node, answer }
     });
     futures::future::join_all(asked).await
 }
 
-/// The event window as people read it: newest last.
-fn history(snapshot: &Snapshot, request: &HistoryRequest) -> HistoryResponse {
+/// The event window as people read it, with repaired drift in its place: newest last.
+fn history(snapshot: &Snapshot, drift: Vec<HistoryEvent>, request: &HistoryRequest) -> HistoryResponse {
     let limit = match request.limit {
         0 => MAX_EVENTS,
         asked => MAX_EVENTS.min(asked as usize),
     };
     let key = request.key.as_ref().map(Key::from_wire);
+    let wanted = |of: &Key| {
+        // What happens to objects without a namespace is told in "default", as Kubernetes does.
+        let here = of.namespace == request.namespace || (of.namespace.is_empty() && request.namespace == "default");
+        (request.namespace.is_empty() || here) && key.as_ref().is_none_or(|key| of == key)
+    };
     let oldest = snapshot.history.compacted();
-    let mut events: Vec<HistoryEvent> = Vec::new();
+    let mut events: Vec<HistoryEvent> =
+        drift.into_iter().filter(|event| event.key.as_ref().is_some_and(|key| wanted(&Key::from_wire(key)))).collect();
     if let Ok(changes) = snapshot.history.after(oldest) {
-        let wanted = changes.filter(|change| {
-            (request.namespace.is_empty() || change.key.namespace == request.namespace)
-                && key.as_ref().is_none_or(|key| change.key == *key)
-        });
-        events.extend(wanted.map(|change| describe(&change)));
+        events.extend(changes.filter(|change| wanted(&change.key)).map(|change| describe(&change)));
     }
+    events.sort_by(|one, other| (one.revision, &one.time).cmp(&(other.revision, &other.time)));
     let surplus = events.len().saturating_sub(limit);
     events.drain(..surplus);
     HistoryResponse { events, revision: snapshot.state.revision() }
@@ -249,9 +291,4 @@ fn readiness(
     } else {
         ("Warning", "NotReady", format!("{} is not ready: {detail}", new.object_kind().title()))
     }
-}
-
-fn rfc3339(at_ms: u64) -> String {
-    let at = i64::try_from(at_ms / 1_000).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    at.map(|at| at.to_string()).unwrap_or_default()
 }

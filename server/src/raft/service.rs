@@ -30,6 +30,8 @@ pub trait PeerApi: Send + Sync + 'static {
     async fn member_status(&self) -> Result<MemberStatus, Status>;
     /// What the kernels of this server's nodes hold.
     async fn dataplane(&self, request: DataplaneRequest) -> Result<DataplaneResponse, Status>;
+    /// Drift that was repaired on this server's nodes.
+    async fn drift(&self) -> Result<wire::DriftResponse, Status>;
 }
 
 /// The service.
@@ -284,5 +286,10 @@ impl peer_server::Peer for PeerService {
 
     async fn dataplane(&self, request: Request<DataplaneRequest>) -> Result<Response<DataplaneResponse>, Status> {
         self.api.dataplane(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn drift(&self, request: Request<wire::DriftRequest>) -> Result<Response<wire::DriftResponse>, Status> {
+        self.peers.check(request.into_inner().header.as_ref())?;
+        self.api.drift().await.map(Response::new)
     }
 }

@@ -24,6 +24,9 @@ impl PeerApi for Silent {
     async fn dataplane(&self, _: DataplaneRequest) -> Result<DataplaneResponse, Status> {
         Ok(DataplaneResponse::default())
     }
+    async fn drift(&self) -> Result<wire::DriftResponse, Status> {
+        Ok(wire::DriftResponse::default())
+    }
 }
 
 fn free_address() -> std::net::SocketAddr {

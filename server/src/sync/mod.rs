@@ -3,4 +3,5 @@
 
 pub mod board;
 pub mod delta;
+pub mod drift;
 pub mod session;

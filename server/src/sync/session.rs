@@ -7,11 +7,12 @@ use crate::machine::Snapshot;
 use crate::raft::Consensus;
 use crate::sync::board::{Board, Word};
 use crate::sync::delta::{self, Stamped};
-use crate::write::Writer;
+use crate::sync::drift::Drifts;
+use crate::write::{Writer, now_ms, rfc3339};
 use fairlead_proto::internal::v1::{NodeUp, ReportPods, ReportedPod, command};
 use fairlead_proto::v1::{
-    AgentMessage, DataplaneAnswer, Goodbye, Hello, PodReadiness, PodStatusReport, ServerMessage, Welcome,
-    agent_message, node_sync_server, server_message,
+    AgentMessage, DataplaneAnswer, DataplaneQuery, Goodbye, Hello, PodReadiness, PodStatusReport, ServerMessage,
+    Welcome, agent_message, node_sync_server, server_message,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +41,8 @@ pub struct Sessions {
     pub writer: Writer,
     /// Words of the nodes whose streams this server holds.
     pub board: Arc<Board>,
+    /// What they repaired.
+    pub drifts: Drifts,
     /// This server's name.
     pub server: String,
     /// Cluster domain, for agents' information.
@@ -51,11 +54,14 @@ pub struct Sessions {
     links: Mutex<BTreeMap<String, Link>>,
 }
 
+/// A question to a node, and where its answer goes.
+type Query = (DataplaneQuery, oneshot::Sender<DataplaneAnswer>);
+
 /// The way to a connected node.
 #[derive(Clone)]
 struct Link {
     epoch: u64,
-    queries: mpsc::Sender<(bool, oneshot::Sender<DataplaneAnswer>)>,
+    queries: mpsc::Sender<Query>,
     replaced: CancellationToken,
 }
 
@@ -91,6 +97,7 @@ impl Sessions {
             consensus,
             writer,
             board: Arc::default(),
+            drifts: Drifts::default(),
             server: String::new(),
             cluster_domain: String::new(),
             stamped,
@@ -106,10 +113,10 @@ impl Sessions {
     }
 
     /// Asks a connected node what its kernel holds. `None`: not connected here, or no answer in time.
-    pub async fn dataplane(&self, node: &str, rules: bool) -> Option<DataplaneAnswer> {
+    pub async fn dataplane(&self, node: &str, query: DataplaneQuery) -> Option<DataplaneAnswer> {
         let queries = self.lock().get(node)?.queries.clone();
         let (reply, answer) = oneshot::channel();
-        queries.send((rules, reply)).await.ok()?;
+        queries.send((query, reply)).await.ok()?;
         tokio::time::timeout(DATAPLANE_TIMEOUT, answer).await.ok()?.ok()
     }
 
@@ -118,7 +125,7 @@ impl Sessions {
     }
 
     /// Registers a node's stream; an older stream of the same node ends.
-    fn enter(&self, node: &str) -> (u64, CancellationToken, mpsc::Receiver<(bool, oneshot::Sender<DataplaneAnswer>)>) {
+    fn enter(&self, node: &str) -> (u64, CancellationToken, mpsc::Receiver<Query>) {
         let (queries, received) = mpsc::channel(4);
         let replaced = CancellationToken::new();
         let mut links = self.lock();
@@ -298,7 +305,7 @@ impl Session {
     async fn serve(
         &mut self,
         inbound: &mut Streaming<AgentMessage>,
-        queries: &mut mpsc::Receiver<(bool, oneshot::Sender<DataplaneAnswer>)>,
+        queries: &mut mpsc::Receiver<Query>,
     ) -> Option<String> {
         let mut stamped = self.shared.stamped.clone();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -318,7 +325,7 @@ impl Session {
                     Ok(Some(AgentMessage { kind: None })) => {}
                     Ok(None) | Err(_) => return None,
                 },
-                Some((rules, reply)) = queries.recv() => self.ask_dataplane(rules, reply).await?,
+                Some((query, reply)) = queries.recv() => self.ask_dataplane(query, reply).await?,
                 _ = tick.tick() => {}
             }
         }
@@ -404,18 +411,22 @@ impl Session {
                     let _ = reply.send(answer);
                 }
             }
+            agent_message::Kind::Drift(report) => {
+                let at = (self.shared.consensus.local().state.revision(), rfc3339(now_ms()));
+                self.shared.drifts.note(&self.node, &report, at);
+            }
             agent_message::Kind::Hello(_) => {
                 tracing::warn!(node = self.node, "a second Hello on one stream is ignored")
             }
         }
     }
 
-    async fn ask_dataplane(&mut self, rules: bool, reply: oneshot::Sender<DataplaneAnswer>) -> Option<()> {
+    async fn ask_dataplane(&mut self, query: DataplaneQuery, reply: oneshot::Sender<DataplaneAnswer>) -> Option<()> {
         let query_id = self.next_query;
         self.next_query += 1;
         self.pending_queries.retain(|_, reply| !reply.is_closed());
         self.pending_queries.insert(query_id, reply);
-        self.send(server_message::Kind::DataplaneQuery(fairlead_proto::v1::DataplaneQuery { query_id, rules })).await
+        self.send(server_message::Kind::DataplaneQuery(DataplaneQuery { query_id, ..query })).await
     }
 
     async fn send(&mut self, kind: server_message::Kind) -> Option<()> {

@@ -12,6 +12,7 @@ mod port;
 pub mod restore;
 pub mod rule;
 mod service;
+pub mod trace;
 
 pub use diff::Op;
 pub use names::{InvalidPrefix, Names};
@@ -23,6 +24,7 @@ use crate::plan::compile::{Changes, Desired};
 use crate::plan::iptables::rule::{MASQUERADE_MARK, Net, States, Target};
 use crate::plan::plane::{Plane, Style};
 use crate::plan::service::Protocol;
+use crate::plan::trace::{Packet, Traced};
 use crate::plan::{Family, NodeFacts};
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
@@ -97,6 +99,10 @@ impl Plane for IptablesPlane {
 
     fn is_repair(op: &Op) -> bool {
         !matches!(op, Op::Forget(_))
+    }
+
+    fn trace(observed: &Observed, facts: &NodeFacts, packets: &[Packet]) -> Vec<Traced> {
+        trace::trace(observed, facts, packets)
     }
 }
 

@@ -11,8 +11,10 @@ pub mod diff;
 pub mod op;
 pub mod pool;
 pub mod rules;
+mod sentence;
 pub mod set;
 pub mod structure;
+pub mod trace;
 
 pub use book::Book;
 pub use op::Op;
@@ -23,6 +25,7 @@ pub use structure::Structure;
 use crate::plan::compile::{Changes, Desired};
 use crate::plan::nftables::rules::Elements;
 use crate::plan::plane::{Plane, Style};
+use crate::plan::trace::{Packet, Traced};
 use crate::plan::{Family, NodeFacts};
 use fairlead_proto::view::ServiceView;
 use std::collections::BTreeMap;
@@ -76,6 +79,10 @@ impl Plane for NftablesPlane {
 
     fn is_repair(op: &Op) -> bool {
         !matches!(op, Op::Forget(_) | Op::Purge { .. })
+    }
+
+    fn trace(observed: &Observed, facts: &NodeFacts, packets: &[Packet]) -> Vec<Traced> {
+        trace::trace(observed, facts, packets)
     }
 }
 

@@ -12,6 +12,7 @@ use clap::Args;
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::HistoryEvent;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How often `-w` looks.
@@ -54,6 +55,7 @@ pub async fn run(global: &Global, args: &EventsArgs) -> Result<(), Failure> {
         None => session.namespace.clone(),
     };
     let mut last = 0;
+    let mut beside = Beside::default();
     let mut printer = Printer { args, format, aligner: Aligner::default(), begun: false };
     loop {
         let mut events = session.events(&namespace, key.as_ref()).await?;
@@ -68,10 +70,11 @@ pub async fn run(global: &Global, args: &EventsArgs) -> Result<(), Failure> {
             eprintln!("Warning: more events than can be shown happened before revision {oldest}");
         }
         events.retain(|event| {
-            event.revision > last
+            (event.revision > last || beside.is_news(event))
                 && (args.types.is_empty() || args.types.iter().any(|kind| kind.eq_ignore_ascii_case(&event.r#type)))
         });
         last = last.max(newest);
+        beside.seen.extend(events.iter().filter_map(Beside::id));
         if events.is_empty() && !args.watch {
             let nowhere =
                 if args.all_namespaces { String::new() } else { format!(" in {} namespace", session.namespace) };
@@ -83,6 +86,23 @@ pub async fn run(global: &Global, args: &EventsArgs) -> Result<(), Failure> {
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Events that are no change of an object and have no revision of their own: several may come at the newest one.
+#[derive(Default)]
+struct Beside {
+    seen: BTreeSet<[String; 3]>,
+}
+
+impl Beside {
+    fn id(event: &HistoryEvent) -> Option<[String; 3]> {
+        let node = event.key.as_ref().map(|key| key.name.clone()).unwrap_or_default();
+        (event.reason == "DriftRepaired").then(|| [node, event.time.clone(), event.message.clone()])
+    }
+
+    fn is_news(&self, event: &HistoryEvent) -> bool {
+        Self::id(event).is_some_and(|id| !self.seen.contains(&id))
     }
 }
 
@@ -195,5 +215,14 @@ mod tests {
         for text in ["web", "svc", "nope/x", "eps/x"] {
             assert!(of(text, "team").is_err(), "{text}");
         }
+    }
+    #[test]
+    fn repaired_drift_is_news_once_whatever_its_revision() {
+        let drift = HistoryEvent { reason: "DriftRepaired".into(), ..event() };
+        let mut beside = Beside::default();
+        assert!(beside.is_news(&drift) && !beside.is_news(&event()));
+        beside.seen.extend(Beside::id(&drift));
+        assert!(!beside.is_news(&drift));
+        assert!(beside.is_news(&HistoryEvent { time: "2026-01-01T00:00:01Z".into(), ..drift }));
     }
 }

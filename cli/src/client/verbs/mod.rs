@@ -2,6 +2,7 @@
 
 pub mod about;
 pub mod apply;
+pub mod check;
 pub mod contexts;
 pub mod create;
 pub mod dataplane;
@@ -15,8 +16,10 @@ pub mod label;
 pub mod manifests;
 pub mod sort;
 pub mod status;
+pub mod trace;
 pub mod wait;
 pub mod watch;
+pub mod why;
 
 use crate::client::failure::Failure;
 use crate::client::output::{Format, Shown, print};

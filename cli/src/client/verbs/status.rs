@@ -45,6 +45,7 @@ fn to_json(status: &StatusResponse) -> Value {
         "revision": status.revision,
         "server": status.server,
         "version": status.version,
+        "clusterDomain": status.cluster_domain,
         "alarms": status.alarms,
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
@@ -161,6 +162,7 @@ mod tests {
             nodes: vec![node],
             alarms: vec!["a digest differs".into()],
             server: "n1".into(),
+            cluster_domain: "cluster.local".into(),
             version: "0.1.0".into(),
         }
     }
