@@ -8,6 +8,8 @@ pub mod model;
 pub mod trace;
 
 use crate::plan::Plane;
+use crate::reconcile::AUDIT_EVERY;
+use std::time::Duration;
 
 /// Asked every second, and told `true` when somebody else changed what is ours; the answer `false`: nobody listens any more.
 pub type Notice = Box<dyn FnMut(bool) -> bool + Send>;
@@ -38,6 +40,11 @@ pub trait Kernel<P: Plane>: Send + Sync {
     fn watch(&self, notice: Notice) -> Result<bool, KernelError> {
         drop(notice);
         Ok(false)
+    }
+
+    /// Time between two readings of it, where they don't take long.
+    fn audit_every(&self) -> Duration {
+        AUDIT_EVERY
     }
 }
 
@@ -84,6 +91,9 @@ pub enum KernelError {
         /// Why.
         source: std::io::Error,
     },
+    /// This host can't do it at all.
+    #[error("this host lacks {0}")]
+    Lacks(&'static str),
     /// The model refused an op.
     #[error("{0}")]
     Refused(String),

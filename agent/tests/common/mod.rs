@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod cases;
+pub mod guest;
 pub mod net;
 pub mod programmed;
 pub mod random;
