@@ -1,7 +1,7 @@
 //! From what a kernel holds to what it should hold, and from what it holds to the marks that a restarted agent goes on with.
 
 use crate::plan::compile::Desired;
-use crate::plan::flows::{self, Bindings};
+use crate::plan::flows::{self, Bindings, Flows};
 use crate::plan::ipvs::book::{Book, route, source};
 use crate::plan::ipvs::chain::{self, JUMPS, Table};
 use crate::plan::ipvs::op::{Op, server_ops};
@@ -93,7 +93,29 @@ pub fn diff(observed: &Objects, desired: &Desired<IpvsPlane>) -> Vec<Op> {
 #[must_use]
 pub fn cleanup(observed: &Objects) -> Vec<Op> {
     let mut ops = compare(observed, &Objects::default());
+    ops.extend(forget(observed));
     ops.sort_by_key(Op::rank);
+    ops
+}
+
+/// What removes the virtual servers that aren't busy.
+#[must_use]
+pub fn idle(observed: &Objects, busy: &BTreeSet<Virtual>) -> Vec<Op> {
+    let mut gone =
+        Objects { servers: observed.servers.clone(), families: observed.families.clone(), ..Objects::default() };
+    gone.servers.retain(|at, _| !busy.contains(at));
+    gone.servers.keys().map(|at| Op::Delete { at: *at }).chain(forget(&gone)).collect()
+}
+
+/// UDP has no end: whoever serves its clients next would never get them.
+fn forget(objects: &Objects) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for family in Family::ALL {
+        for ((destination, port), ends) in bindings(objects, family) {
+            let flows = |end| Flows { family, destination, port, answered_from: Some(end) };
+            ops.extend(ends.into_iter().map(|end| Op::Forget(flows(end))));
+        }
+    }
     ops
 }
 

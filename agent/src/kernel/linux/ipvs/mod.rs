@@ -14,13 +14,15 @@ use crate::kernel::linux::wire::{Request, Wire};
 use crate::kernel::linux::{conntrack, program};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::Family;
-use crate::plan::ipvs::diff::cleanup;
-use crate::plan::ipvs::{IpvsPlane, Objects, Op, Set, Tables, Virtual};
+use crate::plan::ipvs::diff::{cleanup, idle};
+use crate::plan::ipvs::{DEVICE, IpvsPlane, Objects, Op, Set, Tables, Virtual};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
 use servers::Listed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -113,6 +115,23 @@ impl Ipvs {
         if ops.is_empty() { Ok(()) } else { self.execute(&ops) }
     }
 
+    /// The addresses that a node has: not those of its loopback, of one link only, or of our device.
+    ///
+    /// # Errors
+    /// [`KernelError`] if they can't be read.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, KernelError> {
+        let failed = |source: io::Error| KernelError::Netlink { what: "listing addresses".to_owned(), source };
+        let read = program::in_namespace(self.namespace.as_deref(), || {
+            Ok::<Vec<_>, Errno>(getifaddrs()?.filter(|one| one.interface_name != DEVICE).collect())
+        })?;
+        let sockets = read.map_err(|errno| failed(errno.into()))?.into_iter().filter_map(|one| one.address);
+        let addresses = sockets.filter_map(|address| {
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        });
+        Ok(addresses.filter(is_reachable).collect())
+    }
+
     /// True if something of ours is here, as far as names tell: a host without any of it needs no IPVS to say so.
     #[must_use]
     pub fn is_here(&self) -> bool {
@@ -134,12 +153,8 @@ impl Ipvs {
         let mut busy: BTreeSet<Virtual> = BTreeSet::new();
         // TCP and SCTP are active while they are established; what is left of others ends by itself.
         busy.extend(self.listed()?.iter().filter(|one| one.active > 0).map(|one| one.at));
-        let idle = observed.servers.keys().filter(|at| !busy.contains(*at));
-        let mut ops: Vec<Op> = idle.map(|at| Op::Delete { at: *at }).collect();
         let done = !observed.servers.keys().any(|at| busy.contains(at));
-        if done {
-            ops = cleanup(&observed);
-        }
+        let ops = if done { cleanup(&observed) } else { idle(&observed, &busy) };
         if !ops.is_empty() {
             self.execute(&ops)?;
         }
@@ -437,6 +452,14 @@ impl Kernel<IpvsPlane> for Ipvs {
             (None, None) => Ok(()),
         }
     }
+}
+
+fn is_reachable(ip: &IpAddr) -> bool {
+    let one_link = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !one_link && !ip.is_loopback()
 }
 
 fn key(table: &str, chain: &str) -> String {
