@@ -321,7 +321,7 @@ impl<P: Plane> Reconcile<P> {
             return;
         }
         let kernel = self.kernel.clone();
-        let reading = tokio::task::spawn_blocking(move || kernel.observe());
+        let reading = tokio::task::spawn_blocking(move || kernel.audit());
         self.audit = Some(Audit { begun: Instant::now(), reading, since: Vec::new() });
     }
 

@@ -25,6 +25,14 @@ pub trait Kernel<P: Plane>: Send + Sync {
     /// [`KernelError`] if it can't be read.
     fn observe(&self) -> Result<P::Observed, KernelError>;
 
+    /// The same, for a look that comes again soon: what is dear to read may be as it was read a while ago.
+    ///
+    /// # Errors
+    /// [`KernelError`] if it can't be read.
+    fn audit(&self) -> Result<P::Observed, KernelError> {
+        self.observe()
+    }
+
     /// Executes a batch. Flows are forgotten behind it, soon but not before it returns, and a failure of that is logged: the
     /// rules are what counts, and looking through many flows takes long.
     ///

@@ -13,22 +13,22 @@ pub use settings::{Finding, preflight};
 use crate::kernel::linux::wire::{Request, Wire};
 use crate::kernel::linux::{conntrack, program};
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::Family;
 use crate::plan::ipvs::diff::{cleanup, idle};
 use crate::plan::ipvs::{DEVICE, IpvsPlane, Objects, Op, Set, Tables, Virtual};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
+use rules::{ByFamily, Rules};
 use servers::Listed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Time between two readings, if they don't take long.
-const READ_EVERY: Duration = Duration::from_millis(1500);
+const READ_EVERY: Duration = Duration::from_secs(1);
 /// A set that a rule looked into until just now may count as in use a little longer.
 const DESTROY_TRIES: u32 = 20;
 
@@ -36,8 +36,7 @@ const DESTROY_TRIES: u32 = 20;
 pub struct Ipvs {
     namespace: Option<PathBuf>,
     sockets: Mutex<Option<Sockets>>,
-    /// Chains that we wrote, as this host's iptables prints them, and as we wrote them.
-    spellings: Mutex<BTreeMap<(Family, String), (Vec<String>, Vec<String>)>>,
+    rules: Arc<Rules>,
 }
 
 struct Sockets {
@@ -82,7 +81,7 @@ impl Ipvs {
     /// Of a network namespace, by its file; `None` = the process's.
     #[must_use]
     pub fn new(namespace: Option<PathBuf>) -> Self {
-        Self { namespace, sockets: Mutex::default(), spellings: Mutex::default() }
+        Self { rules: Arc::new(Rules::new(namespace.clone())), namespace, sockets: Mutex::default() }
     }
 
     /// Whether this host's kernel has what is needed; nothing is changed, but modules may be loaded.
@@ -91,7 +90,7 @@ impl Ipvs {
     /// [`KernelError`]: what is missing.
     pub fn check(&self) -> Result<(), KernelError> {
         self.netlink("sets", |sockets| sets::names(&mut sockets.netfilter).map(|_| ()))?;
-        self.save(Family::V4).map(|_| ())
+        self.rules.fresh().map(|_| ())
     }
 
     /// Makes the kernel's settings what IPVS needs, and says what can't be had.
@@ -161,10 +160,6 @@ impl Ipvs {
         Ok(done)
     }
 
-    fn save(&self, family: Family) -> Result<String, KernelError> {
-        program::run(self.namespace.as_deref(), &rules::program(family, "save"), (&[], ""))
-    }
-
     /// Does something over netlink; sockets of which one failed are opened anew the next time.
     fn netlink<T>(&self, what: &str, work: impl FnOnce(&mut Sockets) -> io::Result<T>) -> Result<T, KernelError> {
         let mut slot = lock(&self.sockets);
@@ -185,26 +180,22 @@ impl Ipvs {
         Ok(servers::listed(&text))
     }
 
-    fn observe_rules(&self, objects: &mut Objects) -> Result<(), KernelError> {
-        for family in Family::ALL {
-            let text = match self.save(family) {
-                // A host without IPv6 has no IPv6 rules; one that needs them will fail where they are written.
-                Err(_) if family == Family::V6 => continue,
-                saved => saved?,
-            };
-            let (mut chains, jumps) = rules::saved(&text);
-            for ((table, name), lines) in &mut chains {
-                let known = lock(&self.spellings).get(&(family, key(table.name(), name))).cloned();
-                if let Some((written, _)) = known.filter(|(_, printed)| printed == lines) {
-                    *lines = written;
-                }
-            }
-            if !chains.is_empty() || !jumps.is_empty() {
-                let tables = objects.families.entry(family).or_default();
-                (tables.chains, tables.jumps) = (chains, jumps);
-            }
+    fn look(&self, rules: ByFamily) -> Result<Objects, KernelError> {
+        let mut objects = Objects::default();
+        let (device, found) = self.netlink("listing routes", |sockets| {
+            Ok(match routes::device(&mut sockets.route)? {
+                Some((index, up)) => (up, routes::dump(&mut sockets.route, index)?),
+                None => (false, BTreeMap::new()),
+            })
+        })?;
+        (objects.device, objects.routes) = (device, found);
+        self.observe_sets(&mut objects)?;
+        for (family, (chains, jumps)) in rules {
+            let tables = objects.families.entry(family).or_default();
+            (tables.chains, tables.jumps) = (chains, jumps);
         }
-        Ok(())
+        self.observe_servers(&mut objects)?;
+        Ok(objects)
     }
 
     fn observe_sets(&self, objects: &mut Objects) -> Result<(), KernelError> {
@@ -246,28 +237,6 @@ impl Ipvs {
             for one in self.listed()? {
                 if let Some(server) = objects.servers.get_mut(&one.at) {
                     server.reals.insert(one.address, one.weight);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn execute_rules(&self, ops: &[Op]) -> Result<(), KernelError> {
-        for family in Family::ALL {
-            let input = rules::restore(ops, family);
-            if input.is_empty() {
-                continue;
-            }
-            let program = rules::program(family, "restore");
-            program::run(self.namespace.as_deref(), &program, (&["--noflush", "-w", "5"], &input))?;
-            let (printed, _) = rules::saved(&self.save(family)?);
-            for op in ops {
-                if let Op::Chain { family: of, table, name, lines } = op
-                    && *of == family
-                    && let Some(printed) = printed.get(&(*table, name.clone()))
-                {
-                    let spelling = (lines.clone(), printed.clone());
-                    lock(&self.spellings).insert((family, key(table.name(), name)), spelling);
                 }
             }
         }
@@ -356,7 +325,7 @@ impl Ipvs {
                     self.execute_sets(&able)?;
                 }
                 Channel::Routes => self.execute_routes(group)?,
-                Channel::Rules => self.execute_rules(group)?,
+                Channel::Rules => self.rules.write(group)?,
                 Channel::None => {}
             }
         }
@@ -423,18 +392,11 @@ impl Kernel<IpvsPlane> for Ipvs {
     }
 
     fn observe(&self) -> Result<Objects, KernelError> {
-        let mut objects = Objects::default();
-        let (device, found) = self.netlink("listing routes", |sockets| {
-            Ok(match routes::device(&mut sockets.route)? {
-                Some((index, up)) => (up, routes::dump(&mut sockets.route, index)?),
-                None => (false, BTreeMap::new()),
-            })
-        })?;
-        (objects.device, objects.routes) = (device, found);
-        self.observe_sets(&mut objects)?;
-        self.observe_rules(&mut objects)?;
-        self.observe_servers(&mut objects)?;
-        Ok(objects)
+        self.look(self.rules.fresh()?)
+    }
+
+    fn audit(&self) -> Result<Objects, KernelError> {
+        self.look(self.rules.recent()?)
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
@@ -460,10 +422,6 @@ fn is_reachable(ip: &IpAddr) -> bool {
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     !one_link && !ip.is_loopback()
-}
-
-fn key(table: &str, chain: &str) -> String {
-    format!("{table} {chain}")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
