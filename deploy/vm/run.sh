@@ -60,8 +60,8 @@ mount -t sysfs none sys
 mount -t devtmpfs none dev
 mkdir -p dev/pts dev/shm
 mount -t devpts none dev/pts
-for folder in dev/shm run tmp; do mount -t tmpfs none \$folder; done
-mkdir -p run/netns run/lock lib/modules/\$release
+for folder in dev/shm run; do mount -t tmpfs none \$folder; done
+mkdir -p run/netns run/lock tmp lib/modules/\$release
 mount --bind $modules/\$release lib/modules/\$release
 for folder in $writable; do mkdir -p ".\$folder"; mount -t hostfs -o "\$folder" none ".\$folder"; done
 exec chroot . /bin/sh $desk/second

@@ -3,6 +3,7 @@
 //! INVARIANT: a transaction that a kernel refuses changes nothing; what a refused batch left is found by reading it.
 
 pub mod dry_run;
+pub mod ipvs_model;
 pub mod linux;
 pub mod model;
 pub mod trace;

@@ -81,6 +81,12 @@ impl Book {
         self.shared.keys().copied()
     }
 
+    /// Some service needs the element.
+    #[must_use]
+    pub fn needs(&self, element: &(Set, Element)) -> bool {
+        self.shared.contains_key(element)
+    }
+
     /// Notes changes: what they ask of a kernel, in order, and whether services are all that changes.
     pub fn step(&mut self, changes: &Changes<IpvsPlane>, facts: &NodeFacts) -> (Vec<Op>, bool) {
         let before = self.uses(Family::V6);

@@ -26,13 +26,13 @@ pub fn wanted(desired: &Desired<IpvsPlane>, foreign: &BTreeSet<Virtual>) -> Obje
         let ranges = facts.service_cidrs.iter().filter(|net| Family::of(net.addr()) == family);
         objects.routes.extend(ranges.map(|net| (*net, source(family, facts))));
     }
-    let taken = Taken::of(foreign);
-    for (set, element) in book.shared().filter(|(set, element)| !taken.has(*set, element)) {
+    let taken = taken(foreign, book);
+    for (set, element) in book.shared().filter(|one| !taken.contains(one)) {
         objects.routes.extend(route((set, element), facts).map(|net| (net, source(element.family(), facts))));
         objects.put(set, element, 0);
     }
     for (key, frontend) in book.frontends() {
-        if taken.has(Set::ClusterIps, &Element::Ip(key.0)) || taken.servers.contains(&Virtual::of(key)) {
+        if taken.contains(&(Set::ClusterIps, Element::Ip(key.0))) || foreign.contains(&Virtual::of(key)) {
             continue;
         }
         for ((set, element), mark) in frontend.elements(key) {
@@ -43,22 +43,11 @@ pub fn wanted(desired: &Desired<IpvsPlane>, foreign: &BTreeSet<Virtual>) -> Obje
     objects
 }
 
-/// What other people's virtual servers take from us.
-struct Taken<'a> {
-    servers: &'a BTreeSet<Virtual>,
-    addresses: BTreeSet<IpAddr>,
-}
-
-impl<'a> Taken<'a> {
-    fn of(servers: &'a BTreeSet<Virtual>) -> Self {
-        let address = |at: &Virtual| if let Virtual::Address(_, address) = at { Some(address.ip()) } else { None };
-        Self { servers, addresses: servers.iter().filter_map(address).collect() }
-    }
-
-    /// With a ClusterIP in our set every virtual server at it would count as ours.
-    fn has(&self, set: Set, element: &Element) -> bool {
-        set == Set::ClusterIps && self.addresses.contains(&element.ip())
-    }
+/// ClusterIPs at which somebody else has a virtual server: with the address in our set it would count as ours.
+fn taken(foreign: &BTreeSet<Virtual>, book: &Book) -> BTreeSet<(Set, Element)> {
+    let address = |at: &Virtual| if let Virtual::Address(_, address) = at { Some(address.ip()) } else { None };
+    let taken = foreign.iter().filter_map(address).map(|ip| (Set::ClusterIps, Element::Ip(ip)));
+    taken.filter(|one| book.needs(one)).collect()
 }
 
 fn fixed(family: Family, facts: &NodeFacts) -> Tables {

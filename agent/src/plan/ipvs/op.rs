@@ -156,8 +156,8 @@ impl Op {
         match self {
             Self::Device => 0,
             Self::Create { .. } => 1,
-            Self::Put { set: Set::Guarded | Set::Local, .. } => 3,
-            Self::Put { set: Set::Refused | Set::Dropped | Set::OutsideDropped, .. } => 7,
+            Self::Put { set: Set::Guarded | Set::Local | Set::OutsideDropped, .. } => 3,
+            Self::Put { set: Set::Refused | Set::Dropped, .. } => 7,
             Self::Put { set: Set::Served, .. } => 8,
             Self::Put { .. } => 2,
             Self::Chain { .. } | Self::Jump { .. } => 4,
@@ -165,10 +165,7 @@ impl Op {
             Self::Real { weight, is_new, .. } if *weight > 0 || *is_new => 6,
             Self::Route { .. } => 9,
             Self::Unroute { .. } => 10,
-            Self::Remove {
-                set: Set::Served | Set::Refused | Set::Dropped | Set::OutsideDropped | Set::Guarded,
-                ..
-            } => 11,
+            Self::Remove { set: Set::Served | Set::Refused | Set::Dropped | Set::Guarded, .. } => 11,
             Self::Real { .. } | Self::Unreal { .. } => 12,
             Self::Delete { .. } => 13,
             Self::Remove { .. } => 14,
