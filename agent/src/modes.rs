@@ -2,12 +2,13 @@
 
 use crate::AgentError;
 use crate::config::Mode;
-use crate::kernel::linux::{Iptables, Ipvs, Nftables};
+use crate::kernel::linux::{Connection, Iptables, Ipvs, Nftables};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::iptables::observed::Owner;
 use crate::plan::iptables::{self, Op, Table};
 use crate::plan::{IptablesPlane, Names, nftables};
 use crate::reconcile::Progress;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -194,13 +195,20 @@ async fn drain_ipvs(namespace: Option<PathBuf>) {
     }
     tracing::info!("removing what mode ipvs left, as its connections end");
     let mut wait = HANDSHAKES;
+    // None is added: new ones go by the mode that serves.
+    let mut live: Option<BTreeSet<Connection>> = None;
     loop {
         tokio::time::sleep(wait).await;
-        wait = DRAIN_EVERY;
-        let inside = namespace.clone();
-        match blocking(move || Ok(Ipvs::new(inside).drain()?)).await {
-            Ok(true) => return,
-            Ok(false) => {}
+        let (inside, before) = (namespace.clone(), live.clone());
+        let drained = blocking(move || {
+            let kernel = Ipvs::new(inside);
+            let mut now = kernel.connections()?;
+            now.retain(|one| before.as_ref().is_none_or(|before| before.contains(one)));
+            Ok((kernel.drain(&now)?, now))
+        });
+        match drained.await {
+            Ok((true, _)) => return,
+            Ok((false, now)) => (live, wait) = (Some(now), DRAIN_EVERY),
             Err(error) => {
                 tracing::error!(%error, "what mode ipvs left can't be removed");
                 wait = DRAIN_EVERY * 30;

@@ -8,6 +8,6 @@ mod program;
 mod wire;
 
 pub use iptables::{Flavor, Iptables};
-pub use ipvs::{Finding, Ipvs, preflight};
+pub use ipvs::{Connection, Finding, Ipvs, preflight};
 pub use nftables::Nftables;
 pub use program::{in_namespace, is_switched_on};

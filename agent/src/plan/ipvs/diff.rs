@@ -5,7 +5,7 @@ use crate::plan::flows::{self, Bindings, Flows};
 use crate::plan::ipvs::book::{Book, route, source};
 use crate::plan::ipvs::chain::{self, JUMPS, Table};
 use crate::plan::ipvs::op::{Op, server_ops};
-use crate::plan::ipvs::rules::Rules;
+use crate::plan::ipvs::rules::{Key, Rules};
 use crate::plan::ipvs::server::{Virtual, mark, number};
 use crate::plan::ipvs::set::{Element, Set};
 use crate::plan::ipvs::{IpvsPlane, Objects, Tables};
@@ -87,12 +87,19 @@ pub fn cleanup(observed: &Objects) -> Vec<Op> {
     ops
 }
 
-/// What removes the virtual servers that aren't busy.
+/// What removes the virtual servers but those of some frontends.
 #[must_use]
-pub fn idle(observed: &Objects, busy: &BTreeSet<Virtual>) -> Vec<Op> {
+pub fn idle(observed: &Objects, busy: impl Iterator<Item = Key>) -> Vec<Op> {
+    let mut kept = BTreeSet::new();
+    for key in busy {
+        let element = Element::Port(key.0, key.1, key.2);
+        let local = observed.families.get(&element.family()).and_then(|tables| tables.sets.get(&Set::Local));
+        let mark = local.and_then(|set| set.get(&element)).map(|mark| Virtual::Mark(element.family(), *mark));
+        kept.extend([Some(Virtual::of(key)), mark].into_iter().flatten());
+    }
     let mut gone =
         Objects { servers: observed.servers.clone(), families: observed.families.clone(), ..Objects::default() };
-    gone.servers.retain(|at, _| !busy.contains(at));
+    gone.servers.retain(|at, _| !kept.contains(at));
     gone.servers.keys().map(|at| Op::Delete { at: *at }).chain(forget(&gone)).collect()
 }
 

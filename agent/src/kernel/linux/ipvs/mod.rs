@@ -19,6 +19,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use rules::{ByFamily, Rules};
+pub use servers::Connection;
 use servers::Listed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -142,22 +143,27 @@ impl Ipvs {
         matches!(seen, Ok(Ok(true)))
     }
 
-    /// Removes virtual servers that carry no connection any more, and all the rest once there is none: for a host that
-    /// another mode serves, while old connections still go through IPVS. True: nothing is left.
+    /// Connections that are established through IPVS.
+    ///
+    /// # Errors
+    /// [`KernelError`] if they can't be read.
+    pub fn connections(&self) -> Result<BTreeSet<Connection>, KernelError> {
+        Ok(servers::established(&self.proc("ip_vs_conn")?))
+    }
+
+    /// Removes virtual servers but those that carry some of these connections, and all the rest once there is none: for a
+    /// host that another mode serves. True: nothing is left. IPVS' own counts don't tell: answers that another mode carries
+    /// stir old entries of the same ports.
     ///
     /// # Errors
     /// [`KernelError`] if it can't be read or removed.
-    pub fn drain(&self) -> Result<bool, KernelError> {
+    pub fn drain(&self, live: &BTreeSet<Connection>) -> Result<bool, KernelError> {
         let observed = self.observe()?;
-        let mut busy: BTreeSet<Virtual> = BTreeSet::new();
-        // TCP and SCTP are active while they are established; what is left of others ends by itself.
-        busy.extend(self.listed()?.iter().filter(|one| one.active > 0).map(|one| one.at));
-        let done = !observed.servers.keys().any(|at| busy.contains(at));
-        let ops = if done { cleanup(&observed) } else { idle(&observed, &busy) };
+        let ops = if live.is_empty() { cleanup(&observed) } else { idle(&observed, live.iter().map(|(_, to)| *to)) };
         if !ops.is_empty() {
             self.execute(&ops)?;
         }
-        Ok(done)
+        Ok(live.is_empty())
     }
 
     /// Does something over netlink; sockets of which one failed are opened anew the next time.
@@ -173,11 +179,14 @@ impl Ipvs {
     }
 
     fn listed(&self) -> Result<Vec<Listed>, KernelError> {
+        Ok(servers::listed(&self.proc("ip_vs")?))
+    }
+
+    fn proc(&self, name: &str) -> Result<String, KernelError> {
         // By the thread: a process has the network of its first one.
-        let path = Path::new("/proc/thread-self/net/ip_vs");
-        let read = program::in_namespace(self.namespace.as_deref(), || std::fs::read_to_string(path))?;
-        let text = read.map_err(|source| KernelError::Netlink { what: path.display().to_string(), source })?;
-        Ok(servers::listed(&text))
+        let path = Path::new("/proc/thread-self/net").join(name);
+        let read = program::in_namespace(self.namespace.as_deref(), || std::fs::read_to_string(&path))?;
+        read.map_err(|source| KernelError::Netlink { what: path.display().to_string(), source })
     }
 
     fn look(&self, rules: ByFamily) -> Result<Objects, KernelError> {

@@ -9,7 +9,7 @@ use crate::plan::ipvs::server::{FLAGS, NOT_MASQUERADED};
 use crate::plan::ipvs::{Balance, Op, Server, Virtual};
 use crate::plan::service::Protocol;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -128,10 +128,27 @@ pub(super) struct Listed {
     pub(super) at: Virtual,
     pub(super) address: SocketAddr,
     pub(super) weight: u32,
-    /// Connections that are established.
-    pub(super) active: u32,
-    /// Others that are remembered.
-    pub(super) inactive: u32,
+}
+
+/// A connection through IPVS: where it comes from, and the frontend that it was made to.
+pub type Connection = (SocketAddr, (IpAddr, Protocol, u16));
+
+/// Established connections in the text of `/proc/net/ip_vs_conn`.
+pub(super) fn established(text: &str) -> BTreeSet<Connection> {
+    text.lines().filter_map(connection).collect()
+}
+
+fn connection(line: &str) -> Option<Connection> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [protocol, from, from_port, to, to_port, _, _, "ESTABLISHED", ..] = words[..] else {
+        return None;
+    };
+    let address = |ip: &str, port: &str| {
+        let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+        hex_address(&format!("{ip}:{port}"))
+    };
+    let to = address(to, to_port)?;
+    Some((address(from, from_port)?, (to.ip(), Protocol::from_kubernetes(protocol)?, to.port())))
 }
 
 /// Real servers in the text of `/proc/net/ip_vs`. One found by mark has its family from its real servers.
@@ -156,10 +173,8 @@ fn real<'a>((protocol, place): (&str, &str), mut words: impl Iterator<Item = &'a
         name => Virtual::Address(Protocol::from_kubernetes(name)?, hex_address(place)?),
     };
     let masqueraded = words.next()? == "Masq";
-    let mut number = || words.next()?.parse().ok();
-    let weight: u32 = number()?;
-    let weight = if masqueraded { weight } else { NOT_MASQUERADED };
-    Some(Listed { at, address, weight, active: number()?, inactive: number()? })
+    let weight: u32 = words.next()?.parse().ok()?;
+    Some(Listed { at, address, weight: if masqueraded { weight } else { NOT_MASQUERADED } })
 }
 
 /// `0A600001:0050` or `[fd00:…:0001]:0050`.
@@ -236,22 +251,35 @@ FWM  7F000001 mh
 
     #[test]
     fn real_servers_are_read() {
-        let read: Vec<_> = listed(PROC)
-            .iter()
-            .map(|one| format!("{} {} {} {}", one.at, one.address, one.weight, one.active))
-            .collect();
+        let read: Vec<_> =
+            listed(PROC).iter().map(|one| format!("{} {} {}", one.at, one.address, one.weight)).collect();
         assert_eq!(
             read,
             [
-                "tcp 10.96.1.1:80 10.244.2.2:8080 1 2",
-                &format!("tcp 10.96.1.1:80 10.244.1.2:8080 {NOT_MASQUERADED} 0"),
-                "udp [fd00:96::1:1]:53 [fd00:244:2::2]:8053 0 0",
-                "mark 0x7f000001 10.244.1.2:8080 1 0",
+                "tcp 10.96.1.1:80 10.244.2.2:8080 1",
+                &format!("tcp 10.96.1.1:80 10.244.1.2:8080 {NOT_MASQUERADED}"),
+                "udp [fd00:96::1:1]:53 [fd00:244:2::2]:8053 0",
+                "mark 0x7f000001 10.244.1.2:8080 1",
             ]
         );
         for garbage in ["", "TCP", "TCP x\n -> y", "  -> 0AF40202:1F90 Masq 1 2 3", "TCP 0:0 rr\n  -> 0A:1 Masq"] {
             assert_eq!(listed(garbage), [], "{garbage}");
         }
+    }
+
+    /// As Linux 6.1 printed it.
+    const CONNECTIONS: &str = "Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData
+TCP C0000202 E772 0A60000A 0051 0AF40202 1F91 ESTABLISHED     883
+TCP C0000202 E773 0A60000A 0050 0AF40202 1F90 FIN_WAIT         83
+UDP C0000202 E774 0A60000A 0035 0AF40202 1F75 UDP             183
+TCP 2001:0db8:0000:0000:0000:0000:0000:0002 E775 fd00:0096:0000:0000:0000:0000:0001:0001 0050 fd00:0244:0001:0000:0000:0000:0000:0002 1F90 ESTABLISHED     899
+";
+
+    #[test]
+    fn established_connections_are_read() {
+        let read: Vec<_> =
+            established(CONNECTIONS).into_iter().map(|(from, to)| format!("{from} {}", Virtual::of(to))).collect();
+        assert_eq!(read, ["192.0.2.2:59250 tcp 10.96.0.10:81", "[2001:db8::2]:59253 tcp [fd00:96::1:1]:80"]);
     }
 
     #[test]
