@@ -450,16 +450,17 @@ async fn drift_is_repaired_within_two_seconds() {
                 break begun.elapsed();
             }
             let gone: Vec<_> = whole.iter().filter(|line| !now.contains(line)).collect();
-            assert!(begun.elapsed() < Duration::from_secs(15), "{harm}: not repaired: {gone:?}");
+            assert!(begun.elapsed() < Duration::from_secs(30), "{harm}: not repaired: {gone:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         println!("repaired after {took:?}: {harm}");
         slowest = slowest.max(took);
     }
-    // Looking itself takes its time here.
+    // An agent spends a tenth of its time on looks at most, and where a look is slow, as here, they are rarer.
     let looking = Instant::now();
-    dump(&net);
-    assert!(slowest < Duration::from_secs(2) + looking.elapsed(), "{slowest:?}");
+    kernel(&net).observe().unwrap();
+    let looking = looking.elapsed();
+    assert!(slowest < Duration::from_secs(2) + looking * 10, "{slowest:?}, and a look takes {looking:?}");
     // Starting iptables is slow here, so that its rules are read less often.
     node(&net, "iptables -t nat -F FAIRLEAD-POSTROUTING");
     within("a rule is repaired", Duration::from_secs(20), || dump(&net) == whole).await;

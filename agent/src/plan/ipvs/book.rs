@@ -9,7 +9,6 @@ use crate::plan::ipvs::op::{Op, server_ops};
 use crate::plan::ipvs::rules::{Frontend, Key, Rules};
 use crate::plan::ipvs::server::{MOST_MARKS, Virtual, number};
 use crate::plan::ipvs::set::{Element, Set};
-use crate::plan::service::Protocol;
 use crate::plan::{Family, NodeFacts};
 use fairlead_proto::view::NamespacedName;
 use ipnet::IpNet;
@@ -137,13 +136,9 @@ impl Book {
                 }
             }
         }
-        let stale = Family::ALL.into_iter().flat_map(|family| {
-            let of = |bindings: &Bindings| -> Bindings {
-                let of_family = |ip: Option<IpAddr>| ip.is_some_and(|ip| Family::of(ip) == family);
-                bindings.iter().filter(|((ip, _), _)| of_family(*ip)).map(|(key, ends)| (*key, ends.clone())).collect()
-            };
-            flows::stale(&of(&before), &of(&after), (family, facts))
-        });
+        let stale = Family::ALL
+            .into_iter()
+            .flat_map(|family| flows::stale(&of_family(&before, family), &of_family(&after, family), (family, facts)));
         ops.extend(stale.map(Op::Forget));
     }
 
@@ -234,10 +229,33 @@ fn frontend_ops(key: Key, (was, is): (Option<&Frontend>, Option<&Frontend>), ops
     }
 }
 
-/// Endpoints behind a frontend, if it is one of UDP.
-pub fn bind((ip, protocol, port): Key, frontend: Option<&Frontend>, bindings: &mut Bindings) {
-    if let Some(frontend) = frontend.filter(|_| protocol == Protocol::Udp) {
-        let ends = bindings.entry((Some(ip), port)).or_default();
-        ends.extend(frontend.servers((ip, protocol, port)).flat_map(|(_, server)| server.reals.keys()));
+/// What is behind every frontend of a family.
+#[must_use]
+pub fn bindings(book: &Book, family: Family) -> Bindings {
+    let mut bindings = Bindings::new();
+    for (key, frontend) in book.frontends().filter(|(key, _)| Family::of(key.0) == family) {
+        bind(key, Some(frontend), &mut bindings);
     }
+    bindings
+}
+
+fn bind(key: Key, frontend: Option<&Frontend>, bindings: &mut Bindings) {
+    if let Some(frontend) = frontend {
+        let behind = bindings.entry(flow_frontend(key)).or_default();
+        for (_, server) in frontend.servers(key) {
+            behind.serves |= server.reals.values().any(|weight| *weight > 0);
+            behind.living.extend(server.reals.keys());
+        }
+    }
+}
+
+/// A frontend as flows know it.
+#[must_use]
+pub fn flow_frontend((ip, protocol, port): Key) -> flows::Frontend {
+    flows::Frontend { protocol, address: Some(ip), port }
+}
+
+fn of_family(bindings: &Bindings, family: Family) -> Bindings {
+    let of = |frontend: &flows::Frontend| frontend.address.is_some_and(|ip| Family::of(ip) == family);
+    bindings.iter().filter(|(frontend, _)| of(frontend)).map(|(frontend, behind)| (*frontend, behind.clone())).collect()
 }

@@ -1,15 +1,14 @@
 //! From what a kernel holds to what it should hold, and from what it holds to the marks that a restarted agent goes on with.
 
 use crate::plan::compile::Desired;
-use crate::plan::flows::{self, Bindings, Flows};
-use crate::plan::ipvs::book::{Book, route, source};
+use crate::plan::flows::{self, Bindings};
+use crate::plan::ipvs::book::{Book, bindings, flow_frontend, route, source};
 use crate::plan::ipvs::chain::{self, JUMPS, Table};
 use crate::plan::ipvs::op::{Op, server_ops};
 use crate::plan::ipvs::rules::{Key, Rules};
-use crate::plan::ipvs::server::{Virtual, mark, number};
+use crate::plan::ipvs::server::{Server, Virtual, mark, number};
 use crate::plan::ipvs::set::{Element, Set};
 use crate::plan::ipvs::{IpvsPlane, Objects, Tables};
-use crate::plan::service::Protocol;
 use crate::plan::{Family, NodeFacts};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,9 +69,9 @@ pub fn diff(observed: &Objects, desired: &Desired<IpvsPlane>) -> Vec<Op> {
     let mut ops = compare(observed, &wanted);
     let claimed = desired.book.frontends().map(|(key, _)| Virtual::of(key));
     ops.extend(claimed.filter(|at| observed.foreign.contains(at)).map(|at| Op::Foreign { at }));
-    let bindings = |objects: &Objects| -> [Bindings; 2] { Family::ALL.map(|family| bindings(objects, family)) };
-    for ((old, new), family) in bindings(observed).iter().zip(&bindings(&wanted)).zip(Family::ALL) {
-        ops.extend(flows::stale(old, new, (family, &desired.facts)).into_iter().map(Op::Forget));
+    for family in Family::ALL {
+        let (old, new) = (observed_bindings(observed, family), bindings(&desired.book, family));
+        ops.extend(flows::stale(&old, &new, (family, &desired.facts)).into_iter().map(Op::Forget));
     }
     ops.sort_by_key(Op::rank);
     ops
@@ -103,16 +102,18 @@ pub fn idle(observed: &Objects, busy: impl Iterator<Item = Key>) -> Vec<Op> {
     gone.servers.keys().map(|at| Op::Delete { at: *at }).chain(forget(&gone)).collect()
 }
 
-/// UDP has no end: whoever serves its clients next would never get them.
+/// What nobody translates any more: UDP and SCTP would go on by memory alone.
 fn forget(objects: &Objects) -> Vec<Op> {
-    let mut ops = Vec::new();
-    for family in Family::ALL {
-        for ((destination, port), ends) in bindings(objects, family) {
-            let flows = |end| Flows { family, destination, port, answered_from: Some(end) };
-            ops.extend(ends.into_iter().map(|end| Op::Forget(flows(end))));
-        }
-    }
-    ops
+    let nothing = Bindings::new();
+    let stale = |family| flows::stale(&observed_bindings(objects, family), &nothing, (family, &NodeFacts::default()));
+    Family::ALL.into_iter().flat_map(stale).map(Op::Forget).collect()
+}
+
+/// Flows of frontends to endpoints that they don't have: of a kernel that nobody watched.
+#[must_use]
+pub fn strays(desired: &Desired<IpvsPlane>) -> Vec<Op> {
+    let of = |family| flows::strays(&bindings(&desired.book, family), (family, &desired.facts));
+    Family::ALL.into_iter().flat_map(of).map(Op::Forget).collect()
 }
 
 fn compare(observed: &Objects, wanted: &Objects) -> Vec<Op> {
@@ -190,21 +191,26 @@ fn chains(family: Family, (old, new): (&Tables, &Tables), ops: &mut Vec<Op>) {
     }
 }
 
-/// Endpoints behind each UDP frontend.
-fn bindings(objects: &Objects, family: Family) -> Bindings {
+/// What is behind each frontend by the virtual servers.
+fn observed_bindings(objects: &Objects, family: Family) -> Bindings {
     let mut bindings = Bindings::new();
-    let udp = objects.servers.iter().filter_map(|(at, server)| match at {
-        Virtual::Address(Protocol::Udp, address) if Family::of(address.ip()) == family => Some((*address, server)),
-        _ => None,
-    });
-    for (address, server) in udp {
-        bindings.entry((Some(address.ip()), address.port())).or_default().extend(server.reals.keys());
+    let mut add = |key: Key, server: &Server| {
+        let behind = bindings.entry(flow_frontend(key)).or_default();
+        behind.serves |= server.reals.values().any(|weight| *weight > 0);
+        behind.living.extend(server.reals.keys());
+    };
+    for (at, server) in &objects.servers {
+        if let Virtual::Address(protocol, address) = at
+            && Family::of(address.ip()) == family
+        {
+            add((address.ip(), *protocol, address.port()), server);
+        }
     }
     let local = objects.families.get(&family).and_then(|tables| tables.sets.get(&Set::Local));
     for (element, mark) in local.into_iter().flatten() {
         let server = objects.servers.get(&Virtual::Mark(family, *mark));
-        if let (Some((ip, Protocol::Udp, port)), Some(server)) = (element.frontend(), server) {
-            bindings.entry((Some(ip), port)).or_default().extend(server.reals.keys());
+        if let Some((key, server)) = element.frontend().zip(server) {
+            add(key, server);
         }
     }
     bindings

@@ -62,6 +62,10 @@ impl Plane for IpvsPlane {
         diff::diff(observed, desired)
     }
 
+    fn strays(desired: &Desired<Self>) -> Vec<Op> {
+        diff::strays(desired)
+    }
+
     fn replay(observed: &mut Objects, ops: &[Op]) {
         ops.iter().for_each(|op| observed.replay(op));
     }

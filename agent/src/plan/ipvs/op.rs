@@ -234,7 +234,7 @@ impl fmt::Display for Op {
             Self::Route { net, .. } => write!(f, "local route {net} missing or different"),
             Self::Unroute { net, .. } => write!(f, "local route {net} not wanted"),
             Self::DropDevice => write!(f, "device {} not wanted", super::DEVICE),
-            Self::Forget(flows) => write!(f, "UDP flows to port {} may be stale", flows.port),
+            Self::Forget(flows) => flows.fmt(f),
             Self::Foreign { at } => write!(f, "virtual server {at} was made by somebody else: it is left alone"),
         }
     }

@@ -10,8 +10,9 @@ mod settings;
 
 pub use settings::{Finding, preflight};
 
+use crate::kernel::linux::conntrack::Forgetter;
+use crate::kernel::linux::program;
 use crate::kernel::linux::wire::{Request, Wire};
-use crate::kernel::linux::{conntrack, program};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::ipvs::diff::{cleanup, idle};
 use crate::plan::ipvs::{DEVICE, IpvsPlane, Objects, Op, Set, Tables, Virtual};
@@ -23,7 +24,7 @@ pub use servers::Connection;
 use servers::Listed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub struct Ipvs {
     namespace: Option<PathBuf>,
     sockets: Mutex<Option<Sockets>>,
     rules: Arc<Rules>,
+    forgetter: Forgetter,
 }
 
 struct Sockets {
@@ -82,7 +84,8 @@ impl Ipvs {
     /// Of a network namespace, by its file; `None` = the process's.
     #[must_use]
     pub fn new(namespace: Option<PathBuf>) -> Self {
-        Self { rules: Arc::new(Rules::new(namespace.clone())), namespace, sockets: Mutex::default() }
+        let rules = Arc::new(Rules::new(namespace.clone()));
+        Self { rules, namespace, sockets: Mutex::default(), forgetter: Forgetter::default() }
     }
 
     /// Whether this host's kernel has what is needed; nothing is changed, but modules may be loaded.
@@ -362,6 +365,14 @@ impl Lost {
     }
 }
 
+/// The endpoint that an op gives new connections.
+fn served(op: &Op) -> Option<SocketAddr> {
+    match op {
+        Op::Real { address, weight, .. } if *weight > 0 => Some(*address),
+        _ => None,
+    }
+}
+
 fn refuse(ops: &[Op], mut refused: impl Iterator<Item = (usize, io::Error)>) -> Result<(), KernelError> {
     match refused.next() {
         None => Ok(()),
@@ -409,12 +420,12 @@ impl Kernel<IpvsPlane> for Ipvs {
     }
 
     fn execute(&self, ops: &[Op]) -> Result<(), KernelError> {
+        self.forgetter.serve(ops.iter().filter_map(served));
         let mut lost = Lost::default();
         let done = self.program(ops, &mut lost);
         // Also after a refusal: what went in won't show these flows as stale again.
-        let flows: Vec<_> =
-            ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows) } else { None }).collect();
-        conntrack::forget(self.namespace.as_deref(), &flows);
+        let flows = ops.iter().filter_map(|op| if let Op::Forget(flows) = op { Some(flows.clone()) } else { None });
+        self.forgetter.forget(self.namespace.as_deref(), flows.collect());
         done?;
         let foreign = ops.iter().find(|op| matches!(op, Op::Foreign { .. }));
         match (lost.first, foreign) {
