@@ -450,7 +450,7 @@ async fn drift_is_repaired_within_two_seconds() {
                 break begun.elapsed();
             }
             let gone: Vec<_> = whole.iter().filter(|line| !now.contains(line)).collect();
-            assert!(begun.elapsed() < Duration::from_secs(30), "{harm}: not repaired: {gone:?}");
+            assert!(begun.elapsed() < Duration::from_secs(60), "{harm}: not repaired: {gone:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         println!("repaired after {took:?}: {harm}");
@@ -463,7 +463,7 @@ async fn drift_is_repaired_within_two_seconds() {
     assert!(slowest < Duration::from_secs(2) + looking * 10, "{slowest:?}, and a look takes {looking:?}");
     // Starting iptables is slow here, so that its rules are read less often.
     node(&net, "iptables -t nat -F FAIRLEAD-POSTROUTING");
-    within("a rule is repaired", Duration::from_secs(20), || dump(&net) == whole).await;
+    within("a rule is repaired", Duration::from_secs(60), || dump(&net) == whole).await;
     agent.stop().await;
     assert_eq!(dump(&net), whole, "the rules stay");
     assert_eq!(net.ask("out", "10.96.0.10:80", 4).len(), 2);
@@ -505,7 +505,7 @@ async fn a_switch_loses_no_connection() {
         }
         let chains = || node(&net, "iptables-save").contains("KUBE-SVC");
         if mode == Mode::Ipvs {
-            within("iptables' chains are gone", Duration::from_secs(15), || !chains()).await;
+            within("iptables' chains are gone", Duration::from_secs(60), || !chains()).await;
             kept.push(net.inside("out", || TcpStream::connect("10.96.0.10:81").unwrap()));
         } else {
             assert!(chains());
@@ -514,7 +514,7 @@ async fn a_switch_loses_no_connection() {
             let begun = Instant::now();
             while node(&net, "ipvsadm -Sn").matches("-A ").count() != left {
                 let waited = begun.elapsed();
-                assert!(waited < Duration::from_secs(30), "left in round {round}:\n{}", node(&net, "ipvsadm -Ln"));
+                assert!(waited < Duration::from_secs(60), "left in round {round}:\n{}", node(&net, "ipvsadm -Ln"));
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             if round == 0 {
@@ -548,7 +548,7 @@ async fn a_switch_loses_no_connection() {
     stream.welcome().await;
     stream.delta(common::full(9, &[web(&[1, 2])])).await;
     stream.applied().await;
-    within("nothing of IPVS is left", Duration::from_secs(30), || {
+    within("nothing of IPVS is left", Duration::from_secs(60), || {
         !dump(&net).iter().any(|line| line.contains("FAIRLEAD-"))
     })
     .await;

@@ -262,7 +262,7 @@ fn a_frontend_has_one_service() {
     let (one, two) = (service("a", "10.96.0.1", "10.244.0.1"), service("b", "10.96.0.2", "10.244.0.2"));
     let at = Virtual::Address(Protocol::Tcp, "198.51.100.9:80".parse().unwrap());
     let reals = |objects: &Objects| objects.servers[&at].reals.keys().map(ToString::to_string).collect::<Vec<_>>();
-    let (mut objects, mut desired) = programmed(&common::view(&[two.clone()]), &node());
+    let (mut objects, mut desired) = programmed(&common::view(std::slice::from_ref(&two)), &node());
     for (services, expected) in [
         (vec![one.clone(), two.clone()], "10.244.0.1:8080"),
         (vec![two.clone()], "10.244.0.2:8080"),

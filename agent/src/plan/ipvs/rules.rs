@@ -152,13 +152,21 @@ struct Compiler<'a> {
     rules: Rules,
 }
 
+/// Virtual servers of a port's external addresses.
+struct Servers {
+    everyone: Option<Arc<Server>>,
+    /// Of those outside, if policy is Local.
+    local: Option<Arc<Server>>,
+}
+
 impl Compiler<'_> {
     fn port(&mut self, plan: &PortPlan, family: Family) {
         self.cluster_ips(plan);
         let node_ips: Vec<IpAddr> =
             self.facts.node_ips.iter().filter(|ip| Family::of(**ip) == family).copied().collect();
         let (everyone, local) = (Server::of(plan, &plan.cluster), Server::of(plan, &plan.local));
-        let servers = (everyone.map(Arc::new), local.map(|server| Arc::new(server.by_mark())));
+        let servers =
+            Servers { everyone: everyone.map(Arc::new), local: local.map(|server| Arc::new(server.by_mark())) };
         // None is let in from everywhere: no guard is needed, and no set takes a network of no length.
         let open = plan.source_ranges.iter().any(|net| net.prefix_len() == 0);
         let ranges = if open || !plan.has_endpoints { Vec::new() } else { plan.source_ranges.clone() };
@@ -196,20 +204,15 @@ impl Compiler<'_> {
         }
     }
 
-    fn outside(
-        &mut self,
-        key: Key,
-        (plan, (everyone, local)): (&PortPlan, &(Option<Arc<Server>>, Option<Arc<Server>>)),
-        sources: &Arc<Vec<IpNet>>,
-    ) {
+    fn outside(&mut self, key: Key, (plan, servers): (&PortPlan, &Servers), sources: &Arc<Vec<IpNet>>) {
         let reach = if plan.external_local {
-            let outside = local.as_ref().and_then(|server| Some((self.mark(key)?, server.clone())));
+            let outside = servers.local.as_ref().and_then(|server| Some((self.mark(key)?, server.clone())));
             Reach::Local { admits: !plan.local.is_empty() && outside.is_some(), outside }
         } else {
             Reach::Masqueraded
         };
         let verdict = verdict(plan.cluster.is_empty(), plan.external_local && plan.has_endpoints);
-        let frontend = Frontend { verdict, reach, sources: sources.clone(), server: everyone.clone() };
+        let frontend = Frontend { verdict, reach, sources: sources.clone(), server: servers.everyone.clone() };
         self.rules.frontends.insert(key, Arc::new(frontend));
     }
 

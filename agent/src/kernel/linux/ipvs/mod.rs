@@ -93,7 +93,13 @@ impl Ipvs {
     /// # Errors
     /// [`KernelError`]: what is missing.
     pub fn check(&self) -> Result<(), KernelError> {
-        self.netlink("sets", |sockets| sets::names(&mut sockets.netfilter).map(|_| ()))?;
+        let sets = self.netlink("listing sets", |sockets| Ok(sets::names(&mut sockets.netfilter)))?;
+        if let Err(source) = sets {
+            return Err(match source.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EINVAL | Errno::EOPNOTSUPP) => KernelError::Lacks("ipsets (module ip_set)"),
+                _ => KernelError::Netlink { what: "listing sets".to_owned(), source },
+            });
+        }
         self.rules.fresh().map(|_| ())
     }
 

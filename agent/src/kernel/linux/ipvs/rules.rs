@@ -33,10 +33,15 @@ pub(super) struct Rules {
     state: Mutex<State>,
 }
 
+struct Spelling {
+    written: Vec<String>,
+    printed: Vec<String>,
+}
+
 #[derive(Default)]
 struct State {
     /// Chains that we wrote, as we wrote them, and as this host's iptables prints them.
-    spellings: BTreeMap<(Family, Table, String), (Vec<String>, Vec<String>)>,
+    spellings: BTreeMap<(Family, Table, String), Spelling>,
     /// What was read last, when, and how long it took; unless something was written since.
     read: Option<(ByFamily, Instant, Duration)>,
     /// Writes so far.
@@ -52,7 +57,8 @@ impl State {
                 && *of == family
                 && let Some(printed) = printed.get(&(*table, name.clone()))
             {
-                self.spellings.insert((family, *table, name.clone()), (lines.clone(), printed.clone()));
+                let spelling = Spelling { written: lines.clone(), printed: printed.clone() };
+                self.spellings.insert((family, *table, name.clone()), spelling);
             }
         }
     }
@@ -84,8 +90,8 @@ impl Rules {
             state.note(family, written, &chains);
             for ((table, name), lines) in &mut chains {
                 let known = state.spellings.get(&(family, *table, name.clone()));
-                if let Some((written, _)) = known.filter(|(_, printed)| printed == lines) {
-                    lines.clone_from(written);
+                if let Some(known) = known.filter(|one| one.printed == *lines) {
+                    lines.clone_from(&known.written);
                 }
             }
             if !chains.is_empty() || !jumps.is_empty() {
