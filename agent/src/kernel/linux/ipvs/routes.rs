@@ -25,6 +25,7 @@ const BY_KERNEL: u8 = 2;
 const BY_US: u8 = 4;
 const HOST: u8 = 254;
 const UNIVERSE: u8 = 0;
+const ANY_SCOPE: u8 = 255;
 const UP: u32 = 1;
 const LINK_HEADER: usize = 16;
 const ROUTE_HEADER: usize = 12;
@@ -57,7 +58,12 @@ pub(super) fn request(op: &Op, device: u32) -> Option<Request> {
             let flags = if net.addr().is_ipv4() { CREATE | APPEND } else { CREATE | REPLACE };
             Request { kind: NEW_ROUTE, flags, body: route(net, *source, device) }
         }
-        Op::Unroute { net, source } => Request { kind: DELETE_ROUTE, flags: 0, body: route(net, *source, device) },
+        Op::Unroute { net, source } => {
+            // Whoever made it, in whatever scope: it goes by our device.
+            let mut body = route(net, *source, device);
+            (body[5], body[6]) = (0, ANY_SCOPE);
+            Request { kind: DELETE_ROUTE, flags: 0, body }
+        }
         _ => return None,
     })
 }
