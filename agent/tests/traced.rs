@@ -18,7 +18,7 @@ use fairlead_agent::plan::iptables::{Space, Table};
 use fairlead_agent::plan::nftables::Set;
 use fairlead_agent::plan::service::Protocol;
 use fairlead_agent::plan::trace::{End, Packet, Traced};
-use fairlead_agent::plan::{Family, IptablesPlane, NftablesPlane, Plane, compile};
+use fairlead_agent::plan::{Family, IptablesPlane, IpvsPlane, NftablesPlane, Plane, compile};
 use fairlead_proto::v1::{Endpoint, ServiceItem};
 
 #[test]
@@ -31,6 +31,13 @@ fn the_contract_traced_iptables() {
 #[test]
 fn the_contract_traced_nftables() {
     let (wrong, count) = hold_intent::<NftablesPlane>();
+    assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count >= 150, "{count}");
+}
+
+#[test]
+fn the_contract_traced_ipvs() {
+    let (wrong, count) = hold_intent::<IpvsPlane>();
     assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(count >= 150, "{count}");
 }
