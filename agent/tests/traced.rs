@@ -100,7 +100,7 @@ fn a_break_shows_in_nftables() {
     }
     let mut holed = whole.clone();
     let table = holed.tables.get_mut(&Family::V4).unwrap();
-    let last = table.elements.keys().filter(|(set, _)| matches!(set, Set::Endpoints(_))).next_back().unwrap().clone();
+    let last = table.elements.keys().rfind(|(set, _)| matches!(set, Set::Endpoints(_))).unwrap().clone();
     table.elements.remove(&last);
     let traced = trace::<NftablesPlane>(&holed, Asker::Pod1, "10.96.0.10:80");
     let total: f64 = traced.ends.values().sum();

@@ -182,7 +182,7 @@ mod tests {
 
     fn kernel(count: u64, error: &str) -> NodeDataplane {
         let names = (0..count).map(|n| format!("element {n} missing")).collect();
-        let diff = error.is_empty().then(|| DataplaneDiff { names, count, revision: 60 });
+        let diff = error.is_empty().then_some(DataplaneDiff { names, count, revision: 60 });
         let answer = DataplaneAnswer { diff, error: error.into(), ..DataplaneAnswer::default() };
         NodeDataplane { node: "n1".into(), answer: Some(answer) }
     }

@@ -1,5 +1,7 @@
 //! Each diagnosis as a row: what is broken, what is found first, and the one next command.
 
+#![allow(clippy::too_many_lines, reason = "one table")]
+
 use super::*;
 use fairlead_proto::manifest;
 use serde_json::{Value, json};
