@@ -17,7 +17,7 @@ demo: ## three nodes, three servers, real nginx, real packets, a killed leader: 
 	@deploy/demo/demo.sh $(FAIRLEAD)
 
 test: ## all tests; as root, those in network namespaces too
-	@$(PREPARE) build run test
+	@$(PREPARE) build run vm test
 	@$(MAKE) --no-print-directory rocksdb
 	@deploy/build/test.sh
 
@@ -33,10 +33,11 @@ bench: ## writes and reads beside etcd; endpoint change to first packet
 	@deploy/bench/bench.sh $(FAIRLEAD) $(TARGET)/release/examples/load
 
 bench-dataplane: ## what a change costs by data plane, at 1,000 to 45,000 services (as root, some minutes)
-	@$(PREPARE) build run
+	@$(PREPARE) build run vm
 	@$(MAKE) --no-print-directory rocksdb
-	cargo build --release --locked --package fairlead --package fairlead-agent --bins --example load --example dataplane
+	cargo build --release --locked --package fairlead --package fairlead-agent --bins --example load --example dataplane --example ipvs
 	@deploy/bench/dataplane.sh $(TARGET)/release/examples/dataplane $(FAIRLEAD)
+	@deploy/bench/ipvs.sh $(TARGET)/release/examples/ipvs
 
 lint: ## format, clippy, licences and bans
 	@$(PREPARE) build

@@ -63,11 +63,11 @@ impl Default for Config {
 /// A data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// nftables where the kernel takes our rules, else iptables; dry-run when not root.
+    /// nftables where the kernel takes our rules, else IPVS, else iptables; dry-run when not root.
     Auto,
     /// iptables.
     Iptables,
-    /// IPVS; not there yet.
+    /// IPVS: virtual servers, with ipsets and a few rules of iptables.
     Ipvs,
     /// nftables: flat maps in a table of our own.
     Nftables,

@@ -29,9 +29,9 @@ use crate::drift::Drifts;
 use crate::health::HealthChecks;
 use crate::inspect::Inspector;
 use crate::kernel::dry_run::DryRun;
-use crate::kernel::linux::{Iptables, Nftables, is_switched_on};
+use crate::kernel::linux::{Iptables, Ipvs, Nftables, is_switched_on};
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::{InvalidPrefix, IptablesPlane, Names, NftablesPlane, NodeFacts, Plane};
+use crate::plan::{InvalidPrefix, IptablesPlane, IpvsPlane, Names, NftablesPlane, NodeFacts, Plane};
 use crate::probe::Probes;
 use crate::reconcile::{Progress, Reconcile};
 use crate::shared::Shared;
@@ -63,9 +63,6 @@ pub enum AgentError {
     /// The chain prefix is wrong.
     #[error(transparent)]
     Prefix(#[from] InvalidPrefix),
-    /// A data plane that isn't there yet.
-    #[error("mode {0} is not available in this version: use nftables, iptables, or dry-run to only render the rules")]
-    Unavailable(Mode),
     /// Not root.
     #[error("{0} needs root: run as root, or with --mode dry-run")]
     NotRoot(&'static str),
@@ -114,10 +111,17 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), AgentE
         masquerade_all: config.masquerade_all,
         tcp_be_liberal: is_switched_on(namespace.as_deref(), "netfilter/nf_conntrack_tcp_be_liberal"),
     };
-    let start = Start { config, store, loaded, facts, namespace: namespace.clone(), cancel };
+    let mut start = Start { config, store, loaded, facts, node_ip, namespace: namespace.clone(), cancel };
     match mode {
         Mode::DryRun => start.serve::<IptablesPlane>(Arc::new(DryRun::default())).await,
         Mode::Nftables => start.serve::<NftablesPlane>(Arc::new(Nftables::new(namespace))).await,
+        Mode::Ipvs => {
+            let kernel = Arc::new(Ipvs::new(namespace));
+            let prepared = kernel.clone();
+            let own = modes::blocking(move || Ok(prepared.prepare().and_then(|()| prepared.addresses())?)).await?;
+            start.facts.node_ips = modes::node_addresses(node_ip, own);
+            start.serve::<IpvsPlane>(kernel).await
+        }
         _ => {
             let kernel = Arc::new(Iptables::new(names.clone()).in_namespace(namespace));
             let (checked, had_view) = (kernel.clone(), start.loaded.view.revision > 0);
@@ -133,15 +137,15 @@ struct Start {
     store: Store,
     loaded: Loaded,
     facts: NodeFacts,
+    node_ip: IpAddr,
     namespace: Option<PathBuf>,
     cancel: CancellationToken,
 }
 
 impl Start {
     async fn serve<P: Plane>(self, kernel: Arc<dyn Kernel<P>>) -> Result<(), AgentError> {
-        let Self { config, store, loaded, facts, namespace, cancel } = self;
+        let Self { config, store, loaded, facts, node_ip, namespace, cancel } = self;
         let (mode, names) = (kernel.mode(), facts.names.clone());
-        let node_ip = facts.node_ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
         tracing::info!(node = config.node_name, mode, %node_ip, revision = loaded.view.revision, "agent starts");
         let shared = Arc::new(Shared::new(loaded.view, facts.service_cidrs.clone()));
         let (progress, served) = watch::channel(Progress::default());
@@ -290,7 +294,6 @@ mod tests {
             (Config { servers: Vec::new(), ..good() }, "--server"),
             (Config { grace_seconds: 1, renew_seconds: 1, ..good() }, "--grace-seconds"),
             (Config { chain_prefix: "x".into(), ..good() }, "chain prefix"),
-            (Config { mode: Mode::Ipvs, ..good() }, "mode ipvs is not available"),
         ] {
             let said = run(config, CancellationToken::new()).await.unwrap_err().to_string();
             assert!(said.contains(part) && said.lines().count() == 1, "{said}");

@@ -2,18 +2,26 @@
 
 use crate::AgentError;
 use crate::config::Mode;
-use crate::kernel::linux::{Iptables, Nftables};
+use crate::kernel::linux::{Connection, Iptables, Ipvs, Nftables};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::iptables::observed::Owner;
 use crate::plan::iptables::{self, Op, Table};
 use crate::plan::{IptablesPlane, Names, nftables};
 use crate::reconcile::Progress;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The mode that a host, or a network namespace, gets. `auto` is nftables where kernel and `nft` take our rules, else
-/// iptables; the log says why.
+/// From another mode's takeover to the first look at connections that IPVS carries: handshakes have ended by then.
+const HANDSHAKES: Duration = Duration::from_secs(3);
+/// Between two such looks.
+const DRAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// The mode that a host, or a network namespace, gets. `auto` is nftables where kernel and `nft` take our rules, else IPVS
+/// where the kernel has it, else iptables; the log says why.
 ///
 /// # Errors
 /// [`AgentError`] if the mode can't be had.
@@ -25,25 +33,49 @@ pub async fn resolve(mode: Mode, namespace: Option<PathBuf>) -> Result<Mode, Age
             tracing::info!("mode auto: dry-run, since packet filters need root");
             Ok(Mode::DryRun)
         }
-        Mode::Ipvs => Err(AgentError::Unavailable(mode)),
+        Mode::Ipvs if !root => Err(AgentError::NotRoot("mode ipvs")),
         Mode::Iptables if !root => Err(AgentError::NotRoot("mode iptables")),
         Mode::Nftables if !root => Err(AgentError::NotRoot("mode nftables")),
         Mode::Iptables => Ok(Mode::Iptables),
+        Mode::Ipvs => {
+            blocking(move || Ok(Ipvs::new(namespace).check()?)).await?;
+            Ok(Mode::Ipvs)
+        }
         Mode::Nftables => {
             blocking(move || Ok(Nftables::new(namespace).check()?)).await?;
             Ok(Mode::Nftables)
         }
-        Mode::Auto => match blocking(move || Ok(Nftables::new(namespace).check()?)).await {
-            Ok(()) => {
-                tracing::info!("mode auto: nftables, which this kernel has");
-                Ok(Mode::Nftables)
-            }
-            Err(error) => {
-                tracing::info!(%error, "mode auto: iptables, since nftables can't be used");
-                Ok(Mode::Iptables)
-            }
-        },
+        Mode::Auto => Ok(automatic(namespace).await),
     }
+}
+
+async fn automatic(namespace: Option<PathBuf>) -> Mode {
+    let inside = namespace.clone();
+    let no_nftables = match blocking(move || Ok(Nftables::new(inside).check()?)).await {
+        Ok(()) => {
+            tracing::info!("mode auto: nftables, which this kernel has");
+            return Mode::Nftables;
+        }
+        Err(error) => error,
+    };
+    match blocking(move || Ok(Ipvs::new(namespace).check()?)).await {
+        Ok(()) => {
+            tracing::info!(nftables = %no_nftables, "mode auto: ipvs, since nftables can't be used");
+            Mode::Ipvs
+        }
+        Err(no_ipvs) => {
+            tracing::info!(nftables = %no_nftables, ipvs = %no_ipvs, "mode auto: iptables, since no other can be used");
+            Mode::Iptables
+        }
+    }
+}
+
+/// The addresses at which a node takes NodePorts in mode ipvs, which has to name each: those that it has now, the one that
+/// it goes by first. One that isn't its own (it stands behind a translator) comes last: it can be no packet's source.
+pub(crate) fn node_addresses(node_ip: IpAddr, own: Vec<IpAddr>) -> Vec<IpAddr> {
+    let is_own = own.contains(&node_ip);
+    let others = own.into_iter().filter(|ip| *ip != node_ip);
+    if is_own { std::iter::once(node_ip).chain(others).collect() } else { others.chain([node_ip]).collect() }
 }
 
 /// Refuses to share chains with a kube-proxy. Chains without our marker are ours only if we have kept a view before.
@@ -65,6 +97,10 @@ fn foreign(owner: Owner, names: &Names) -> Result<(), AgentError> {
 
 /// Removes what is ours of every mode; blocks. A mode whose program isn't installed has left nothing.
 pub(crate) fn clean_all(namespace: Option<&Path>, names: &Names) -> Result<(), AgentError> {
+    let ipvs = Ipvs::new(namespace.map(Path::to_owned));
+    if ipvs.is_here() {
+        ipvs.clean()?;
+    }
     let tables = installed(clean_nftables(namespace))?;
     let chains = clean(&Iptables::new(names.clone()).in_namespace(namespace.map(Path::to_owned)), names);
     match chains {
@@ -127,17 +163,58 @@ pub(crate) async fn sweep_others(
         () = cancel.cancelled() => false,
     };
     if served {
-        let swept = blocking(move || match mode {
-            "iptables" => clean_nftables(namespace.as_deref()),
-            "nftables" => clean_chains(namespace, &names),
-            _ => Ok(()),
+        let inside = namespace.clone();
+        let swept = blocking(move || {
+            if mode != "nftables" {
+                installed(clean_nftables(inside.as_deref()))?;
+            }
+            if mode != "iptables" {
+                installed(clean_chains(inside, &names))?;
+            }
+            Ok(())
         });
-        match swept.await {
-            Ok(()) | Err(AgentError::Kernel(KernelError::Missing { .. })) => {}
-            Err(error) => tracing::error!(%error, "what another mode left can't be removed"),
+        let nothing = mode == "dry-run";
+        if let Err(error) = if nothing { Ok(()) } else { swept.await } {
+            tracing::error!(%error, "what another mode left can't be removed");
+        }
+        if !nothing && mode != "ipvs" {
+            tokio::select! {
+                () = drain_ipvs(namespace) => {}
+                () = cancel.cancelled() => {}
+            }
         }
     }
     cancel.cancelled().await;
+}
+
+/// Connections through IPVS go on there until they end: neither rules nor connection tracking could take them over.
+async fn drain_ipvs(namespace: Option<PathBuf>) {
+    let inside = namespace.clone();
+    if !matches!(blocking(move || Ok(Ipvs::new(inside).is_here())).await, Ok(true)) {
+        return;
+    }
+    tracing::info!("removing what mode ipvs left, as its connections end");
+    let mut wait = HANDSHAKES;
+    // None is added: new ones go by the mode that serves.
+    let mut live: Option<BTreeSet<Connection>> = None;
+    loop {
+        tokio::time::sleep(wait).await;
+        let (inside, before) = (namespace.clone(), live.clone());
+        let drained = blocking(move || {
+            let kernel = Ipvs::new(inside);
+            let mut now = kernel.connections()?;
+            now.retain(|one| before.as_ref().is_none_or(|before| before.contains(one)));
+            Ok((kernel.drain(&now)?, now))
+        });
+        match drained.await {
+            Ok((true, _)) => return,
+            Ok((false, now)) => (live, wait) = (Some(now), DRAIN_EVERY),
+            Err(error) => {
+                tracing::error!(%error, "what mode ipvs left can't be removed");
+                wait = DRAIN_EVERY * 30;
+            }
+        }
+    }
 }
 
 /// Our chains of either kind of iptables; flows are not forgotten: the new mode knows their endpoints.

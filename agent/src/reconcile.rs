@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Time between two readings of the kernel.
+/// Time between two readings of the kernel, unless it asks for another.
 pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 /// Reading a huge kernel may take long: at most one part in so many of the time is spent on it.
 const AUDIT_SHARE: u32 = 10;
@@ -105,12 +105,13 @@ impl<P: Plane> Reconcile<P> {
         facts: NodeFacts,
         progress: watch::Sender<Progress>,
     ) -> Self {
+        let audit_every = kernel.audit_every();
         Self {
             shared,
             kernel,
             facts,
             progress,
-            audit_every: AUDIT_EVERY,
+            audit_every,
             desired: None,
             revision: 0,
             version: 0,
@@ -119,7 +120,7 @@ impl<P: Plane> Reconcile<P> {
             retry: RETRY.0,
             retry_at: None,
             audit: None,
-            audit_at: Instant::now() + AUDIT_EVERY,
+            audit_at: Instant::now() + audit_every,
             rest_until: Instant::now(),
             noticed: false,
             ramps: Ramps::default(),
@@ -341,7 +342,7 @@ impl<P: Plane> Reconcile<P> {
             return;
         }
         let kernel = self.kernel.clone();
-        let reading = tokio::task::spawn_blocking(move || kernel.observe());
+        let reading = tokio::task::spawn_blocking(move || kernel.audit());
         self.audit = Some(Audit { begun: Instant::now(), reading, since: Vec::new() });
     }
 

@@ -18,7 +18,7 @@ use fairlead_agent::plan::iptables::{Space, Table};
 use fairlead_agent::plan::nftables::Set;
 use fairlead_agent::plan::service::Protocol;
 use fairlead_agent::plan::trace::{End, Packet, Traced};
-use fairlead_agent::plan::{Family, IptablesPlane, NftablesPlane, Plane, compile};
+use fairlead_agent::plan::{Family, IptablesPlane, IpvsPlane, NftablesPlane, Plane, compile};
 use fairlead_proto::v1::{Endpoint, ServiceItem};
 
 #[test]
@@ -33,6 +33,33 @@ fn the_contract_traced_nftables() {
     let (wrong, count) = hold_intent::<NftablesPlane>();
     assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(count >= 150, "{count}");
+}
+
+#[test]
+fn the_contract_traced_ipvs() {
+    let (wrong, count) = hold_intent::<IpvsPlane>();
+    assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count >= 150, "{count}");
+}
+
+#[test]
+fn a_break_shows_in_ipvs() {
+    let whole = held(&compile::<IpvsPlane>(&view(&[web()]), &node()));
+    let to = "10.96.0.10:80";
+    assert_eq!(outcome(&trace::<IpvsPlane>(&whole, Asker::Out, to), to), ["10.244.1.2:8080 75", "10.244.2.2:8080 25"]);
+    let mut broken = whole.clone();
+    broken.servers.values_mut().for_each(|server| server.reals.values_mut().for_each(|weight| *weight = 0));
+    assert_eq!(outcome(&trace::<IpvsPlane>(&broken, Asker::Out, to), to), ["rejected 100"]);
+    let mut broken = whole.clone();
+    broken.routes.clear();
+    assert_eq!(outcome(&trace::<IpvsPlane>(&broken, Asker::Out, to), to), ["unserved 100"]);
+    let mut broken = whole.clone();
+    broken.families.values_mut().for_each(|tables| drop(tables.sets.remove(&fairlead_agent::plan::ipvs::Set::Served)));
+    assert_eq!(outcome(&trace::<IpvsPlane>(&broken, Asker::Out, to), to), ["rejected 100"]);
+    let mut strange = whole;
+    let chains = strange.families.values_mut().flat_map(|tables| tables.chains.values_mut());
+    chains.for_each(|lines| lines.insert(0, "-m set --match-set x src -j ACCEPT".into()));
+    assert_eq!(outcome(&trace::<IpvsPlane>(&strange, Asker::Out, to), to), ["unknown 100"]);
 }
 
 fn web() -> (ServiceItem, Vec<Endpoint>) {

@@ -3,10 +3,13 @@
 //! INVARIANT: a transaction that a kernel refuses changes nothing; what a refused batch left is found by reading it.
 
 pub mod dry_run;
+pub mod ipvs_model;
 pub mod linux;
 pub mod model;
 
 use crate::plan::Plane;
+use crate::reconcile::AUDIT_EVERY;
+use std::time::Duration;
 
 /// Asked every second, and told `true` when somebody else changed what is ours; the answer `false`: nobody listens any more.
 pub type Notice = Box<dyn FnMut(bool) -> bool + Send>;
@@ -21,6 +24,14 @@ pub trait Kernel<P: Plane>: Send + Sync {
     /// # Errors
     /// [`KernelError`] if it can't be read.
     fn observe(&self) -> Result<P::Observed, KernelError>;
+
+    /// The same, for a look that comes again soon: what is dear to read may be as it was read a while ago.
+    ///
+    /// # Errors
+    /// [`KernelError`] if it can't be read.
+    fn audit(&self) -> Result<P::Observed, KernelError> {
+        self.observe()
+    }
 
     /// Executes a batch. Flows are forgotten behind it, soon but not before it returns, and a failure of that is logged: the
     /// rules are what counts, and looking through many flows takes long.
@@ -37,6 +48,11 @@ pub trait Kernel<P: Plane>: Send + Sync {
     fn watch(&self, notice: Notice) -> Result<bool, KernelError> {
         drop(notice);
         Ok(false)
+    }
+
+    /// Time between two readings of it, where they don't take long.
+    fn audit_every(&self) -> Duration {
+        AUDIT_EVERY
     }
 }
 
@@ -83,6 +99,9 @@ pub enum KernelError {
         /// Why.
         source: std::io::Error,
     },
+    /// This host can't do it at all.
+    #[error("this host lacks {0}")]
+    Lacks(&'static str),
     /// The model refused an op.
     #[error("{0}")]
     Refused(String),

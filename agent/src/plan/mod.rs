@@ -6,6 +6,7 @@
 pub mod compile;
 pub mod flows;
 pub mod iptables;
+pub mod ipvs;
 pub mod nftables;
 pub mod plane;
 pub mod ramp;
@@ -15,6 +16,7 @@ pub mod trace;
 
 pub use compile::{Change, Changes, Desired, Step, compile};
 pub use iptables::{InvalidPrefix, IptablesPlane, Names};
+pub use ipvs::IpvsPlane;
 pub use nftables::NftablesPlane;
 pub use plane::{Plane, Style};
 

@@ -55,7 +55,8 @@ pub fn ask(
             let answer = match once(to, limit) {
                 Ok(answer) => answer,
                 Err(error) => match error.kind() {
-                    ErrorKind::ConnectionRefused => "refused".to_owned(),
+                    // Its own packet is refused to a sender at once, by the filter.
+                    ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => "refused".to_owned(),
                     ErrorKind::WouldBlock | ErrorKind::TimedOut => "silence".to_owned(),
                     _ => error.to_string(),
                 },

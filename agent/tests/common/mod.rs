@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod cases;
+pub mod guest;
 pub mod moody;
 pub mod net;
 pub mod programmed;
@@ -10,7 +11,7 @@ pub mod random;
 pub mod server;
 pub mod traced;
 
-use fairlead_agent::plan::{Desired, IptablesPlane, Names, NodeFacts, compile};
+use fairlead_agent::plan::{Desired, IptablesPlane, IpvsPlane, Names, NodeFacts, compile};
 use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, NodeDelta, NodeItem, ServiceItem, ServicePort};
 use fairlead_proto::view::NodeView;
 
@@ -101,6 +102,11 @@ pub fn full(revision: u64, services: &[(ServiceItem, Vec<Endpoint>)]) -> NodeDel
 /// A view's rules for iptables.
 pub fn iptables(view: &NodeView, facts: &NodeFacts) -> Desired<IptablesPlane> {
     compile(view, facts)
+}
+
+/// Rules of services for IPVS, on the contract's node.
+pub fn compile_ipvs(services: &[(ServiceItem, Vec<Endpoint>)]) -> Desired<IpvsPlane> {
+    compile(&view(services), &cases::node())
 }
 
 /// A view of services with their endpoints.
