@@ -1,4 +1,4 @@
-//! Laws of the IPVS plane, over random views and random sequences of them, and the contract traced through a model.
+//! Laws of the IPVS plane, over random views and random sequences of them: what a kernel is told, executed by a model.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -205,6 +205,24 @@ fn a_frontend_has_one_service() {
         let step = desired.update_all(&common::view(&services));
         execute(&mut objects, &step.ops).unwrap();
         assert_eq!(reals(&objects), [expected]);
+        assert_eq!(diff(&objects, &desired), []);
+    }
+}
+
+/// One service gives up in the same step what another takes: it is there afterwards.
+#[test]
+fn what_moves_between_services_is_there_afterwards() {
+    let service = |name: &str, ip: &str, pod: &str, port: u16| {
+        let mut item = common::service(name, ip, &[&format!("http:80:{port}/TCP")]);
+        item.r#type = "NodePort".into();
+        (item, vec![common::endpoint(pod, "node1", &["http:8080/TCP"])])
+    };
+    let one = [service("a", "10.96.0.1", "10.244.0.1", 30_001), service("b", "10.96.0.2", "10.244.0.2", 30_002)];
+    let two = [service("a", "10.96.0.1", "10.244.0.2", 30_002), service("b", "10.96.0.2", "10.244.0.1", 30_001)];
+    let (mut objects, mut desired) = programmed(&common::view(&one), &node());
+    for services in [&two, &one] {
+        let step = desired.update_all(&common::view(services));
+        execute(&mut objects, &step.ops).unwrap();
         assert_eq!(diff(&objects, &desired), []);
     }
 }

@@ -42,6 +42,26 @@ fn the_contract_traced_ipvs() {
     assert!(count >= 150, "{count}");
 }
 
+#[test]
+fn a_break_shows_in_ipvs() {
+    let whole = held(&compile::<IpvsPlane>(&view(&[web()]), &node()));
+    let to = "10.96.0.10:80";
+    assert_eq!(outcome(&trace::<IpvsPlane>(&whole, Asker::Out, to), to), ["10.244.1.2:8080 75", "10.244.2.2:8080 25"]);
+    let mut broken = whole.clone();
+    broken.servers.values_mut().for_each(|server| server.reals.values_mut().for_each(|weight| *weight = 0));
+    assert_eq!(outcome(&trace::<IpvsPlane>(&broken, Asker::Out, to), to), ["rejected 100"]);
+    let mut broken = whole.clone();
+    broken.routes.clear();
+    assert_eq!(outcome(&trace::<IpvsPlane>(&broken, Asker::Out, to), to), ["unserved 100"]);
+    let mut broken = whole.clone();
+    broken.families.values_mut().for_each(|tables| drop(tables.sets.remove(&fairlead_agent::plan::ipvs::Set::Served)));
+    assert_eq!(outcome(&trace::<IpvsPlane>(&broken, Asker::Out, to), to), ["rejected 100"]);
+    let mut strange = whole;
+    let chains = strange.families.values_mut().flat_map(|tables| tables.chains.values_mut());
+    chains.for_each(|lines| lines.insert(0, "-m set --match-set x src -j ACCEPT".into()));
+    assert_eq!(outcome(&trace::<IpvsPlane>(&strange, Asker::Out, to), to), ["unknown 100"]);
+}
+
 fn web() -> (ServiceItem, Vec<Endpoint>) {
     let weighted = |pod: u8, weight| Endpoint {
         weight: Some(weight),

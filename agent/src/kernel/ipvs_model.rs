@@ -1,6 +1,7 @@
-//! IPVS in memory: executes ops as the kernel does, and refuses what the kernel refuses. Pure.
+//! IPVS in memory: executes ops one by one as the kernel does, and refuses what the kernel refuses. Pure.
 //!
-//! INVARIANT: after every op, rules look into sets that are there and jump to chains that are there.
+//! INVARIANT: after every op, rules look into sets that are there and jump to chains that are there, and every virtual
+//! server is one that a set knows.
 
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::Family;

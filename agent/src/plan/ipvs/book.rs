@@ -88,58 +88,63 @@ impl Book {
 
     /// Notes changes: what they ask of a kernel, in order, and whether services are all that changes.
     pub fn step(&mut self, changes: &Changes<IpvsPlane>, facts: &NodeFacts) -> (Vec<Op>, bool) {
-        let before = self.uses(Family::V6);
-        let mut ops = Vec::new();
+        let v6 = self.uses(Family::V6);
+        let mut touched = Touched::default();
         for (name, change) in changes {
-            self.change((name, change.old.as_deref(), change.new.as_deref()), facts, &mut ops);
+            self.change((name, change.old.as_deref(), change.new.as_deref()), &mut touched);
+        }
+        let mut ops = Vec::new();
+        let (mut before, mut after) = (Bindings::new(), Bindings::new());
+        for (key, was) in &touched.frontends {
+            let is = self.frontends.get(key).and_then(Askers::first);
+            frontend_ops(*key, (was.as_deref(), is.map(Arc::as_ref)), &mut ops);
+            bind(*key, was.as_deref(), &mut before);
+            bind(*key, is.map(Arc::as_ref), &mut after);
+        }
+        for (element, had) in touched.shared {
+            let has = self.shared.contains_key(&element);
+            if had != has {
+                shared_ops(element, (facts, has), &mut ops);
+            }
+        }
+        for family in Family::ALL {
+            let stale = flows::stale(&of_family(&before, family), &of_family(&after, family), (family, facts));
+            ops.extend(stale.into_iter().map(Op::Forget));
         }
         ops.sort_by_key(Op::rank);
-        (ops, before == self.uses(Family::V6))
+        (ops, v6 == self.uses(Family::V6))
     }
 
-    /// Notes a change of one service.
+    /// Notes a change of one service, and what was before of all that it touches.
     pub fn change(
         &mut self,
         (name, old, new): (&NamespacedName, Option<&Rules>, Option<&Rules>),
-        facts: &NodeFacts,
-        ops: &mut Vec<Op>,
+        touched: &mut Touched,
     ) {
         let none = Rules::default();
         let (old, new) = (old.unwrap_or(&none), new.unwrap_or(&none));
         let name = Arc::new(name.clone());
-        let (mut before, mut after) = (Bindings::new(), Bindings::new());
         for key in old.frontends.keys().chain(new.frontends.keys().filter(|key| !old.frontends.contains_key(*key))) {
             let (had, has) = (old.frontends.get(key), new.frontends.get(key));
-            if had == has {
-                continue;
+            if had != has {
+                let was = || self.frontends.get(key).and_then(Askers::first).cloned();
+                touched.frontends.entry(*key).or_insert_with(was);
+                self.put(*key, &name, has.cloned());
             }
-            let was = self.frontends.get(key).and_then(Askers::first).cloned();
-            self.put(*key, &name, has.cloned());
-            let is = self.frontends.get(key).and_then(Askers::first).cloned();
-            frontend_ops(*key, (was.as_deref(), is.as_deref()), ops);
-            bind(*key, was.as_deref(), &mut before);
-            bind(*key, is.as_deref(), &mut after);
         }
         for element in new.shared.difference(&old.shared) {
-            let count = self.shared.entry(*element).or_default();
-            *count += 1;
-            if *count == 1 {
-                shared_ops(*element, (facts, true), ops);
-            }
+            touched.shared.entry(*element).or_insert_with(|| self.shared.contains_key(element));
+            *self.shared.entry(*element).or_default() += 1;
         }
         for element in old.shared.difference(&new.shared) {
+            touched.shared.entry(*element).or_insert_with(|| self.shared.contains_key(element));
             if let Some(count) = self.shared.get_mut(element) {
                 *count = count.saturating_sub(1);
                 if *count == 0 {
                     self.shared.remove(element);
-                    shared_ops(*element, (facts, false), ops);
                 }
             }
         }
-        let stale = Family::ALL
-            .into_iter()
-            .flat_map(|family| flows::stale(&of_family(&before, family), &of_family(&after, family), (family, facts)));
-        ops.extend(stale.map(Op::Forget));
     }
 
     fn put(&mut self, key: Key, name: &Arc<NamespacedName>, frontend: Option<Arc<Frontend>>) {
@@ -172,6 +177,13 @@ impl Book {
             self.frontends.insert(key, Askers::One(name, frontend));
         }
     }
+}
+
+/// What was before some changes, of all that they touch: several may touch the same, and their sum is what counts.
+#[derive(Debug, Default)]
+pub struct Touched {
+    frontends: BTreeMap<Key, Option<Arc<Frontend>>>,
+    shared: BTreeMap<(Set, Element), bool>,
 }
 
 impl Askers {

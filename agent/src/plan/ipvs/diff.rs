@@ -2,7 +2,7 @@
 
 use crate::plan::compile::Desired;
 use crate::plan::flows::{self, Bindings};
-use crate::plan::ipvs::book::{Book, bindings, flow_frontend, route, source};
+use crate::plan::ipvs::book::{Book, Touched, bindings, flow_frontend, route, source};
 use crate::plan::ipvs::chain::{self, JUMPS, Table};
 use crate::plan::ipvs::op::{Op, server_ops};
 use crate::plan::ipvs::rules::{Key, Rules};
@@ -247,7 +247,7 @@ pub fn adopt(desired: &mut Desired<IpvsPlane>, observed: &Objects) {
         }
     }
     for (name, rules) in &services {
-        book.change((name, None, Some(rules)), &desired.facts, &mut Vec::new());
+        book.change((name, None, Some(rules)), &mut Touched::default());
     }
     desired.services = services.into_iter().map(|(name, rules)| (name, Arc::new(rules))).collect();
     desired.book = book;
