@@ -2,14 +2,22 @@
 # Shows the whole path, from a Service manifest to a packet in the right pod, on three nodes and three servers that are
 # network namespaces and real processes of this machine; nginx is Debian's. Every step is checked with a real answer and
 # timed; the exit status is 0 only if all held. It leaves nothing behind, also after Ctrl-C.
-# Usage: demo.sh FAIRLEAD    (the binary). MODE=iptables|nftables chooses the data plane.
+# Usage: demo.sh FAIRLEAD    (the binary). MODE=iptables|nftables|ipvs chooses the data plane; for IPVS, on a host whose kernel
+# has none, all of it happens in a user-mode kernel, which is slow.
 set -euo pipefail
 fairlead=$(realpath -m "${1:?usage: demo.sh FAIRLEAD}")
 cd "$(dirname "$0")"
 [ -x "$fairlead" ] || { echo "demo.sh: $fairlead is not there: make build" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "demo.sh: network namespaces need root: sudo make demo" >&2; exit 1; }
 mode=${MODE:-iptables}
-case $mode in iptables | nftables) ;; *) echo "demo.sh: MODE=$mode: choose iptables or nftables" >&2; exit 2 ;; esac
+case $mode in iptables | nftables | ipvs) ;; *) echo "demo.sh: MODE=$mode: choose iptables, nftables or ipvs" >&2; exit 2 ;; esac
+if [ "$mode" = ipvs ] && [ -z "${IN_GUEST:-}" ] && [ ! -e /proc/net/ip_vs ] && ! modprobe ip_vs 2> /dev/null; then
+  echo "demo.sh: this kernel has no IPVS: in a user-mode kernel, on one slow processor"
+  exec ../vm/run.sh -m 3G -t 1500 -e MODE=ipvs -e IN_GUEST=yes -- "$PWD/demo.sh" "$fairlead"
+fi
+# How many times slower than a host.
+slow=${IN_GUEST:+8}
+slow=${slow:-1}
 unset "${!FAIRLEAD_@}"
 . ./net.sh
 
@@ -38,7 +46,7 @@ fail() {
 }
 # within SECONDS WHAT COMMAND…: until it succeeds
 within() {
-  local end=$(($(now) + $1 * 1000)) what=$2
+  local end=$(($(now) + $1 * 1000 * slow)) what=$2
   shift 2
   until "$@"; do
     [ "$(now)" -lt "$end" ] || fail "$what"
@@ -73,7 +81,7 @@ start_server() {
 start_agent() {
   local n=$1
   start "agent$n" "node$n" "$fairlead" --insecure --server "$servers" agent --node-name "node$n" --mode "$mode" \
-    --state-dir "$work/agent$n" --node-ip "10.0.0.1$n" --renew-seconds 1 --grace-seconds 5 \
+    --state-dir "$work/agent$n" --node-ip "10.0.0.1$n" --renew-seconds 1 --grace-seconds $((5 * slow)) \
     --cluster-cidr 10.244.0.0/16 --pod-cidr "10.244.$n.0/24"
 }
 # pod NAME NODE ADDRESS APP: a namespace with nginx, and its manifest
@@ -120,11 +128,15 @@ case $mode in
     kernel_rules() { ns "node$1" nft list table ip fairlead; }
     to_endpoint() { echo "$1 . 80"; }
     to_vip() { echo "$vip . tcp . 80"; } ;;
+  ipvs)
+    kernel_rules() { ns "node$1" ipvsadm -Ln; }
+    to_endpoint() { echo "$1:80"; }
+    to_vip() { echo "$vip:80"; } ;;
 esac
 every_kernel_has() { local n; for n in 1 2 3; do kernel_rules $n | grep -F -- "$1" > /dev/null || return 1; done; }
 no_kernel_has() { local n; for n in 1 2 3; do ! kernel_rules $n | grep -F -- "$1" > /dev/null || return 1; done; }
 # requests FROM URL: sixty, a connection each; the names of the pods that answered
-requests() { ns "$1" curl -s --max-time 2 -H 'Connection: close' "$2?[1-60]" || true; }
+requests() { ns "$1" curl -s --max-time $((2 * slow)) -H 'Connection: close' "$2?[1-60]" || true; }
 counted() { sort | uniq -c | awk '{printf "%s%s %d", n++ ? ", " : "", $2, $1}'; }
 # all_from FROM URL POD…: all sixty are answered, by each of these pods and by no other
 all_from() {
@@ -143,13 +155,13 @@ traffic() {
   local asked=0 failed=0
   while [ ! -e "$work/stop" ]; do
     asked=$((asked + 1))
-    ns "$1" curl -sf -o /dev/null --max-time 2 "http://$vip/" || failed=$((failed + 1))
+    ns "$1" curl -sf -o /dev/null --max-time $((2 * slow)) "http://$vip/" || failed=$((failed + 1))
   done
   echo "$asked $failed" > "$work/traffic-$1"
 }
 dns_code() { dig_from node1 "$@" | sed -n 's/.*status: \([A-Z]*\),.*/\1/p'; }
 # A dead server in resolv.conf is passed over, which dig mentions among the answers.
-dig_from() { local from=$1; shift; ns "$from" dig +tries=2 +time=2 "$@" | sed '/^;; communications error/d'; }
+dig_from() { local from=$1; shift; ns "$from" dig +tries=2 +time=$((2 * slow)) "$@" | sed '/^;; communications error/d'; }
 
 step "three nodes, three servers, three agents, three pods"
 net_up
@@ -254,7 +266,7 @@ say "fairlead label service nginx-service survived=$first"
 fl label service nginx-service "survived=$first" | show
 written=$(($(now) - killed))
 [ "$(fl get service nginx-service -o 'jsonpath={.metadata.labels.survived}')" = "$first" ] || fail "the write is not there"
-fl wait service/nginx-service --for=programmed --timeout=10s | show
+fl wait service/nginx-service --for=programmed --timeout=$((10 * slow))s | show
 got=$(dig_from pod3 +short "$name" A)
 [ "$got" = "$vip" ] || fail "DNS says '$got'"
 while [ $(($(now) - killed)) -lt 3000 ]; do sleep 0.1; done
