@@ -168,23 +168,16 @@ impl<'a> Look<'a> {
             findings.push(Finding::wrong(text, next).with(self.closest()));
             return;
         }
-        let unready: Vec<_> = self.matched.iter().filter_map(|pod| Some((name(pod), unready(pod)?))).collect();
-        let lost: BTreeSet<&str> =
-            self.endpoints.iter().filter(|one| one.lost).map(|one| one.pod_name.as_str()).collect();
-        let mut details: Vec<_> = unready.iter().map(|(name, why)| format!("pod {name}: {why}")).collect();
-        details.extend(lost.iter().map(|name| format!("pod {name}: its node is silent")));
+        let away = self.away();
+        let mut details: Vec<_> = away.iter().map(|(pod, why, _)| format!("pod {pod}: {why}")).collect();
         let more = details.len().saturating_sub(NAMED);
         details.truncate(NAMED);
         details.extend((more > 0).then(|| format!("and {more} more")));
         let ready = self.ready().count();
         let total = self.matched.len();
         if ready == 0 {
-            let first = unready
-                .first()
-                .map(|(name, _)| (*name).to_owned())
-                .or_else(|| lost.first().map(|name| (*name).to_owned()));
-            let next =
-                first.map_or_else(|| self.describe("service", &self.facts.name), |name| self.describe("pod", &name));
+            let next = away.into_iter().next().map(|(_, _, next)| next);
+            let next = next.unwrap_or_else(|| self.describe("service", &self.facts.name));
             let text = format!("its selector {selector} matches {total} pods, and none of them is ready");
             findings.push(Finding::wrong(text, next).with(details));
         } else if self.ready().all(|endpoint| endpoint.weight == Some(0)) {
@@ -195,6 +188,25 @@ impl<'a> Look<'a> {
         } else {
             findings.push(Finding::note(format!("{ready} of {total} selected pods are ready")).with(details));
         }
+    }
+
+    /// Selected pods that get no traffic: which, why, and what to look at.
+    fn away(&self) -> Vec<(&'a str, String, String)> {
+        let of_pod = |pod: &&'a Pod| {
+            let name = name(pod);
+            Some((name, unready(pod)?, self.describe("pod", name)))
+        };
+        let mut away: Vec<_> = self.matched.iter().filter_map(of_pod).collect();
+        let of_node = |endpoint: &&Endpoint| {
+            (endpoint.lost || endpoint.terminating) && !away.iter().any(|(pod, ..)| *pod == endpoint.pod_name)
+        };
+        let of_nodes: Vec<_> = self.endpoints.iter().filter(of_node).collect();
+        away.extend(of_nodes.into_iter().map(|endpoint| {
+            let why = if endpoint.lost { "its node is silent" } else { "its node is drained" };
+            let next = format!("fairlead describe node {}", endpoint.node_name);
+            (endpoint.pod_name.as_str(), why.to_owned(), next)
+        }));
+        away
     }
 
     /// Pods whose labels come closest to the selector, and what keeps them out.
@@ -208,7 +220,9 @@ impl<'a> Look<'a> {
                 let labels = labels(pod);
                 let same = selector.iter().filter(|(key, value)| labels.get(*key) == Some(value)).count();
                 let close = |(key, value): &(&String, &String)| {
-                    labels.get(*key).is_some_and(|other| other != *value && edits(other, value) <= 3)
+                    labels
+                        .get(*key)
+                        .is_some_and(|other| other != *value && edits(other, value) <= value.len().div_ceil(3))
                 };
                 (same * 2 + selector.iter().filter(close).count(), pod)
             })

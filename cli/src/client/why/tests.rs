@@ -138,7 +138,16 @@ fn every_diagnosis() {
             }),
             "none of them is ready",
             "pod a: its node is silent",
-            "fairlead describe pod a -n default",
+            "fairlead describe node n1",
+        ),
+        (
+            with(|facts| {
+                let endpoint = &mut facts.endpoints.as_mut().unwrap().endpoints[0];
+                (endpoint.ready, endpoint.terminating) = (false, true);
+            }),
+            "none of them is ready",
+            "pod a: its node is drained",
+            "fairlead describe node n1",
         ),
         (
             with(|facts| facts.endpoints.as_mut().unwrap().endpoints[0].weight = Some(0)),
