@@ -12,7 +12,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: ## three nodes, three servers, real nginx, real packets, a killed leader: shown and checked
-	@$(PREPARE) build run demo
+	@$(PREPARE) build run demo $(if $(filter ipvs,$(MODE)),vm)
 	@$(MAKE) --no-print-directory build
 	@deploy/demo/demo.sh $(FAIRLEAD)
 

@@ -2,14 +2,18 @@
 # Shows the whole path, from a Service manifest to a packet in the right pod, on three nodes and three servers that are
 # network namespaces and real processes of this machine; nginx is Debian's. Every step is checked with a real answer and
 # timed; the exit status is 0 only if all held. It leaves nothing behind, also after Ctrl-C.
-# Usage: demo.sh FAIRLEAD    (the binary). MODE=iptables|nftables chooses the data plane.
+# Usage: demo.sh FAIRLEAD    (the binary). MODE=iptables|nftables|ipvs chooses the data plane.
+# With ipvs on a host whose kernel has none, all of it runs in the user-mode kernel of deploy/vm.
 set -euo pipefail
 fairlead=$(realpath -m "${1:?usage: demo.sh FAIRLEAD}")
 cd "$(dirname "$0")"
 [ -x "$fairlead" ] || { echo "demo.sh: $fairlead is not there: make build" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "demo.sh: network namespaces need root: sudo make demo" >&2; exit 1; }
 mode=${MODE:-iptables}
-case $mode in iptables | nftables) ;; *) echo "demo.sh: MODE=$mode: choose iptables or nftables" >&2; exit 2 ;; esac
+case $mode in iptables | nftables | ipvs) ;; *) echo "demo.sh: MODE=$mode: choose iptables, nftables or ipvs" >&2; exit 2 ;; esac
+if [ "$mode" = ipvs ] && ! { modprobe ip_vs 2> /dev/null || [ -e /proc/net/ip_vs ]; }; then
+  exec ../vm/run.sh -m 3G -t 1200 -e MODE=ipvs -- "$PWD/demo.sh" "$fairlead"
+fi
 unset "${!FAIRLEAD_@}"
 . ./net.sh
 
@@ -120,6 +124,11 @@ case $mode in
     kernel_rules() { ns "node$1" nft list table ip fairlead; }
     to_endpoint() { echo "$1 . 80"; }
     to_vip() { echo "$vip . tcp . 80"; } ;;
+  ipvs)
+    kernel_rules() { ns "node$1" ipvsadm -Sn; }
+    # One that keeps its connections only has the weight 0.
+    to_endpoint() { echo "-r $1:80 -m -w 1"; }
+    to_vip() { echo "-A -t $vip:80 "; } ;;
 esac
 every_kernel_has() { local n; for n in 1 2 3; do kernel_rules $n | grep -F -- "$1" > /dev/null || return 1; done; }
 no_kernel_has() { local n; for n in 1 2 3; do ! kernel_rules $n | grep -F -- "$1" > /dev/null || return 1; done; }
