@@ -82,6 +82,9 @@ fn the_contract_ipvs() {
         let (wrong, count) = cases::hold(&net);
         assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
         assert!(count >= 150, "{count}");
+        step("the contract traced through what the kernel lists");
+        let (wrong, count) = common::traced::hold::<IpvsPlane>(&plane.kernel.observe().unwrap());
+        assert!(wrong.is_empty(), "{} of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
         step("a restart");
         let before = (plane.kernel.observe().unwrap(), dump(&net));
         drop(plane);

@@ -251,11 +251,13 @@ impl Objects {
         }
         for (at, server) in &self.servers {
             let Balance { scheduler, flags, persistence } = &server.balance;
-            let stays = if *persistence > 0 { format!(" persistent {persistence}") } else { String::new() };
-            let flags = if flags & !server::PERSISTENT > 0 { format!(" flags {flags:#x}") } else { String::new() };
-            let _ = writeln!(text, "{at} {scheduler}{stays}{flags}");
+            let stays = if *persistence > 0 { format!(" -p {persistence}") } else { String::new() };
+            let fallback =
+                if flags & !server::PERSISTENT > 0 { format!(" -b {scheduler}-fallback") } else { String::new() };
+            let at = at.option();
+            let _ = writeln!(text, "-A {at} -s {scheduler}{stays}{fallback}");
             for (address, weight) in &server.reals {
-                let _ = writeln!(text, "  -> {address} weight {weight}");
+                let _ = writeln!(text, "-a {at} -r {address} -m -w {weight}");
             }
         }
         text

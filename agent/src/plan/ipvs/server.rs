@@ -59,6 +59,18 @@ impl Virtual {
         Self::Address(protocol, SocketAddr::new(ip, port))
     }
 
+    /// As `ipvsadm` names it.
+    #[must_use]
+    pub fn option(&self) -> String {
+        match self {
+            Self::Address(Protocol::Tcp, address) => format!("-t {address}"),
+            Self::Address(Protocol::Udp, address) => format!("-u {address}"),
+            Self::Address(Protocol::Sctp, address) => format!("--sctp-service {address}"),
+            Self::Mark(Family::V4, mark) => format!("-f {mark}"),
+            Self::Mark(Family::V6, mark) => format!("-f {mark} -6"),
+        }
+    }
+
     /// Its family.
     #[must_use]
     pub fn family(&self) -> Family {
