@@ -129,9 +129,9 @@ case $mode in
     to_endpoint() { echo "$1 . 80"; }
     to_vip() { echo "$vip . tcp . 80"; } ;;
   ipvs)
-    kernel_rules() { ns "node$1" ipvsadm -Sn; }
-    # One that keeps its connections only has the weight 0.
-    to_endpoint() { echo "-r $1:80 -m -w 1"; }
+    # An endpoint that only keeps its connections has the weight 0.
+    kernel_rules() { ns "node$1" ipvsadm -Sn | sed '/ -w 0$/d'; }
+    to_endpoint() { echo "-r $1:80 "; }
     to_vip() { echo "-A -t $vip:80 "; } ;;
 esac
 every_kernel_has() { local n; for n in 1 2 3; do kernel_rules $n | grep -F -- "$1" > /dev/null || return 1; done; }
