@@ -10,9 +10,9 @@
 
 mod common;
 
-use common::cases;
 use common::net::{Net, PATIENCE, sh, soon};
 use common::programmed::{Programmed, Services};
+use common::{ask, cases};
 use common::{endpoint, service};
 use fairlead_agent::kernel::linux::{Flavor, Iptables, Nftables};
 use fairlead_agent::plan::{IptablesPlane, Names, NftablesPlane, Plane};
@@ -283,24 +283,6 @@ fn restart<P: Plane>(net: &Net, start: &Start<'_, P>) {
     drop(plane);
 }
 
-/// An INIT chunk: what begins an association.
-fn init(from: u16, to: u16) -> Vec<u8> {
-    let mut packet = Vec::new();
-    packet.extend_from_slice(&from.to_be_bytes());
-    packet.extend_from_slice(&to.to_be_bytes());
-    packet.extend_from_slice(&[0; 8]);
-    packet.extend_from_slice(&[1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
-    let sum = crc32c(&packet);
-    packet[8..12].copy_from_slice(&sum.to_le_bytes());
-    packet
-}
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 })
-    })
-}
-
 fn raw(net: &Net, name: &str) -> Socket {
     let socket = net.inside(name, || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(132))).unwrap());
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -313,7 +295,7 @@ fn sctp<P: Plane>(net: &Net, start: &Start<'_, P>) {
     let pods = [raw(net, "pod1"), raw(net, "pod2")];
     let send = || {
         let to: SocketAddr = "10.96.0.10:0".parse().unwrap();
-        client.send_to(&init(40_000, 54), &to.into()).unwrap();
+        client.send_to(&ask::packet((40_000, 54), 0, &ask::init(1, &[])), &to.into()).unwrap();
         let heard = |socket: &Socket| {
             let mut buffer = [0; 128];
             let length = (&mut &*socket).read(&mut buffer).ok()?;

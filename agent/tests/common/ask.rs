@@ -144,7 +144,7 @@ fn without_ip_header(bytes: &[u8], peer: IpAddr) -> &[u8] {
 }
 
 /// An INIT (1) or INIT ACK (2) chunk, with a state cookie if there is a text.
-fn init(kind: u8, cookie: &[u8]) -> Vec<u8> {
+pub fn init(kind: u8, cookie: &[u8]) -> Vec<u8> {
     let mut chunk = vec![kind, 0, 0, 20];
     chunk.extend(0x0f1e_2d3c_u32.to_be_bytes());
     chunk.extend(65_536_u32.to_be_bytes());
@@ -161,7 +161,8 @@ fn init(kind: u8, cookie: &[u8]) -> Vec<u8> {
     chunk
 }
 
-fn packet((from, to): (u16, u16), tag: u32, chunk: &[u8]) -> Vec<u8> {
+/// A packet from one port to another, with a verification tag.
+pub fn packet((from, to): (u16, u16), tag: u32, chunk: &[u8]) -> Vec<u8> {
     let mut packet = [from.to_be_bytes(), to.to_be_bytes()].concat();
     packet.extend(tag.to_be_bytes());
     packet.extend([0; 4]);

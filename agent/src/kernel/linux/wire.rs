@@ -221,7 +221,8 @@ pub(super) fn string(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
 }
 
-fn failure(body: &[u8]) -> io::Result<()> {
+/// What an answer says: the kernel's refusal, if it is one.
+pub(super) fn failure(body: &[u8]) -> io::Result<()> {
     let code = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.wrapping_neg())) }
 }

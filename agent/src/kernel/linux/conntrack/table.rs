@@ -3,9 +3,8 @@
 //! INVARIANT: memory is bounded by one datagram of a dump, however many entries there are; an entry is deleted by its tuple
 //! and its id together, so that one which took its place is never meant.
 
-use crate::kernel::linux::nftables::netlink::{
-    attribute, attributes, failure, family_number, message, messages, nest, within,
-};
+use crate::kernel::linux::nftables::netlink::{family_number, message, messages};
+use crate::kernel::linux::wire::{attribute, attributes, failure, nest, within};
 use crate::plan::Family;
 use crate::plan::flows::{Answered, Flow, Flows};
 use crate::plan::service::Protocol;

@@ -3,6 +3,7 @@
 //!
 //! INVARIANT: one call to [`Nfnl::commit`] is one transaction: all of it or nothing.
 
+use crate::kernel::linux::wire::{attribute, attributes, failure, nest, text, within};
 use crate::plan::Family;
 use crate::plan::nftables::structure::TABLE;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
@@ -33,7 +34,6 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const CREATE: u16 = 0x400;
 const DUMP: u16 = 0x300;
-const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
@@ -274,31 +274,6 @@ fn elements(out: &mut Vec<u8>, group: &[Edit<'_>]) {
     });
 }
 
-/// Writes an attribute.
-pub fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-    out.extend_from_slice(&length.to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-fn text(out: &mut Vec<u8>, kind: u16, value: &str) {
-    let mut bytes = value.as_bytes().to_vec();
-    bytes.push(0);
-    attribute(out, kind, &bytes);
-}
-
-/// Writes attributes within one.
-pub fn nest(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend_from_slice(&[0; 2]);
-    out.extend_from_slice(&(kind | NESTED).to_ne_bytes());
-    body(out);
-    let length = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
-    out[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-}
-
 /// Messages in a datagram: type and what follows the header.
 pub fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     messages_from(bytes).map(|(kind, _, body)| (kind, body))
@@ -314,31 +289,6 @@ fn messages_from(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, port, body))
     })
-}
-
-/// Attributes: type without flags, and value.
-pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?) & 0x3fff;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-/// The value of the attribute of a type; empty: there is none.
-pub fn within(bytes: &[u8], kind: u16) -> &[u8] {
-    attributes(bytes).find(|(one, _)| *one == kind).map(|(_, value)| value).unwrap_or_default()
-}
-
-/// What an answer says.
-///
-/// # Errors
-/// The kernel's refusal.
-pub fn failure(body: &[u8]) -> io::Result<()> {
-    let code = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
 }
 
 fn collect(body: &[u8], dumped: &mut Vec<Dumped>) {
