@@ -86,7 +86,8 @@ impl HealthChecks {
     fn follow(&mut self) -> bool {
         let Self { asking, node, .. } = self;
         self.shared.take_for_checks(|view, touched| {
-            let all = view.services.keys().filter(|_| touched.all);
+            // Not a filter on all of them: a change costs what it touches.
+            let all = touched.all.then(|| view.services.keys()).into_iter().flatten();
             asking.retain(|name, _| !touched.all || view.services.contains_key(name));
             for name in touched.services.iter().chain(all) {
                 match view.services.get(name).and_then(|service| check(service, node)) {

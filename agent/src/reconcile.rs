@@ -241,7 +241,8 @@ impl<P: Plane> Reconcile<P> {
         if whole {
             self.ramps.keep(|name| view.services.contains_key(name));
         }
-        let named = touched.services.iter().chain(view.services.keys().filter(|_| whole));
+        // Not a filter on all of them: a change costs what it touches.
+        let named = touched.services.iter().chain(whole.then(|| view.services.keys()).into_iter().flatten());
         named.for_each(|name| self.ramps.note(name, view.services.get(name), now));
         let pace: Pace<'_> = &|name, service| self.releases.shown(name, self.ramps.paced(name, service, now));
         let Step { ops, complete } = if whole {
