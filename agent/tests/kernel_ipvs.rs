@@ -71,7 +71,7 @@ fn step(text: &str) {
 
 #[test]
 fn the_contract_ipvs() {
-    guest::inside("the_contract_ipvs", 300, || {
+    guest::inside("the_contract_ipvs", 900, || {
         let net = Net::build("n");
         step("the settings");
         the_settings_are_made_and_reported(&net);
@@ -143,7 +143,7 @@ fn drift_is_named_and_repaired(net: &Net, plane: &Plane) {
 
 #[test]
 fn what_is_not_ours_stays_ipvs() {
-    guest::inside("what_is_not_ours_stays_ipvs", 200, || {
+    guest::inside("what_is_not_ours_stays_ipvs", 900, || {
         let net = Net::build("o");
         for line in [
             "ipvsadm -A -t 192.0.2.1:777 -s rr",
@@ -216,7 +216,7 @@ fn web(pods: &[u8]) -> (ServiceItem, Vec<Endpoint>) {
 
 #[test]
 fn connections_ipvs() {
-    guest::inside("connections_ipvs", 300, || {
+    guest::inside("connections_ipvs", 900, || {
         let net = Net::build("c");
         step("the source of the node's own traffic");
         the_node_goes_out_as_itself(&net);
@@ -414,7 +414,7 @@ fn with_runtime(work: impl Future<Output = ()>) {
 
 #[test]
 fn an_agent_ipvs() {
-    guest::inside("an_agent_ipvs", 300, || {
+    guest::inside("an_agent_ipvs", 900, || {
         with_runtime(async {
             step("drift");
             drift_is_repaired_within_two_seconds().await;
