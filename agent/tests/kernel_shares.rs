@@ -53,11 +53,18 @@ fn shares(net: &Net) -> Vec<u32> {
         });
     }
     let all = || counts.iter().map(|count| count.load(Ordering::Relaxed)).sum::<u32>();
+    sh(&format!("ip -n {} addr add 192.0.2.3/24 dev eth0", net.name("out")));
+    // Each from a source of its own: a source that comes again is the same flow, and no new draw.
+    let source = |index: u32| {
+        let address = Ipv4Addr::new(192, 0, 2, if index < CONNECTIONS / 2 { 2 } else { 3 });
+        (address, u16::try_from(10_000 + index % (CONNECTIONS / 2)).unwrap())
+    };
     let sent = net.inside("out", || {
         let mut sent = 0;
-        while sent < CONNECTIONS {
-            // Each from a source of its own: as many flows as packets. Few at once, or a queue would drop some.
-            let sockets: Vec<UdpSocket> = (0..100).map(|_| UdpSocket::bind("0.0.0.0:0").unwrap()).collect();
+        for first in (0..CONNECTIONS).step_by(100) {
+            // Few at once, or a queue would drop some.
+            let sockets: Vec<UdpSocket> =
+                (first..first + 100).map(|index| UdpSocket::bind(source(index)).unwrap()).collect();
             for socket in &sockets {
                 sent += u32::from(socket.send_to(b"!", "10.96.0.77:953").is_ok());
             }
