@@ -74,6 +74,8 @@ pub struct Reconcile<P: Plane> {
     epoch: Instant,
     /// When `desired` was last compiled, milliseconds since then.
     paced_at: u64,
+    /// When time changes it; `None`: it doesn't, or it came while there is no view to compile.
+    step_at: Option<Instant>,
     /// What the kernel remembers of before our start was looked through.
     watched: bool,
     /// Those who read the kernel beside this loop.
@@ -127,6 +129,7 @@ impl<P: Plane> Reconcile<P> {
             releases: Releases::default(),
             epoch: Instant::now(),
             paced_at: 0,
+            step_at: None,
             watched: false,
             witnesses: Witnesses::default(),
             drifts: Arc::default(),
@@ -160,12 +163,12 @@ impl<P: Plane> Reconcile<P> {
             } else if self.known {
                 self.note_version();
             }
-            let (retry_at, step_at) = (self.retry_at, self.next_step());
+            let (retry_at, step_at) = (self.retry_at, self.step_at);
             tokio::select! {
                 () = cancel.cancelled() => return,
                 changed = version.changed() => if changed.is_err() { return },
                 () = sleep_until(retry_at) => self.retry_at = None,
-                () = sleep_until(step_at) => {}
+                () = sleep_until(step_at) => self.step_at = None,
                 read = read(&mut self.audit) => self.judge(read).await,
                 Some(()) = noticed.recv() => self.notice(),
                 ask = self.witnesses.asked() => self.witnesses.answer(ask, self.desired.as_ref(), self.revision),
@@ -236,14 +239,20 @@ impl<P: Plane> Reconcile<P> {
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut due = self.ramps.due(self.paced_at, now);
         self.releases.note(&touched.released, now);
-        due.append(&mut self.releases.expire(now, |name| view.services.contains_key(name)));
+        due.append(&mut self.releases.expire(now));
         self.paced_at = now;
         if whole {
             self.ramps.keep(|name| view.services.contains_key(name));
         }
         // Not a filter on all of them: a change costs what it touches.
         let named = touched.services.iter().chain(whole.then(|| view.services.keys()).into_iter().flatten());
-        named.for_each(|name| self.ramps.note(name, view.services.get(name), now));
+        for name in named {
+            let service = view.services.get(name);
+            self.ramps.note(name, service, now);
+            if service.is_none() {
+                self.releases.forget(name);
+            }
+        }
         let pace: Pace<'_> = &|name, service| self.releases.shown(name, self.ramps.paced(name, service, now));
         let Step { ops, complete } = if whole {
             desired.update_all_paced(view, pace)
@@ -251,13 +260,9 @@ impl<P: Plane> Reconcile<P> {
             desired.update_paced(view, &touched.services.union(&due).cloned().collect(), pace)
         };
         self.known &= complete;
+        let next = self.ramps.next(now).into_iter().chain(self.releases.next()).min();
+        self.step_at = next.map(|next| self.epoch + Duration::from_millis(next));
         (first || moved || !complete || !ops.is_empty()).then_some(ops)
-    }
-
-    /// When some endpoint's share grows, or a released one's time is over.
-    fn next_step(&self) -> Option<Instant> {
-        let next = self.ramps.next(self.paced_at).into_iter().chain(self.releases.next()).min()?;
-        Some(self.epoch + Duration::from_millis(next))
     }
 
     async fn bring_about(&mut self, round: Round<P>) {

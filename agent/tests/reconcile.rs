@@ -210,3 +210,27 @@ async fn a_lost_view_and_a_stop_leave_the_kernel_as_it_is() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(rig.kernel.model.tables(), before);
 }
+
+/// A step of a slow start that comes while there is no view waits for one, and burns no processor meanwhile.
+#[tokio::test]
+async fn a_step_without_a_view_waits() {
+    let mut rig = Rig::start(Moody::default(), NEVER);
+    let mut slow = full(1, &[(service("web", "10.96.0.10", &["80/TCP"]), vec![])]);
+    slow.upsert_services[0].annotations.insert("fairlead.io/slow-start".into(), "5s".into());
+    rig.give(&slow);
+    rig.until(|progress| progress.applied == 1).await;
+    rig.give(&add(1));
+    rig.until(|progress| progress.applied == 2).await;
+    rig.shared.fold(&[NodeDelta { from: Some(2), to: 3, digest: vec![1], ..NodeDelta::default() }]).unwrap_err();
+    let used = || {
+        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD).unwrap();
+        usage.user_time().tv_sec() * 1_000 + usage.user_time().tv_usec() / 1_000
+    };
+    let before = used();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(used() - before < 500, "{} ms of 2000", used() - before);
+    let view = full(4, &[(service("web", "10.96.0.10", &["80/TCP"]), vec![])]);
+    rig.give(&view);
+    rig.until(|progress| progress.applied == 4).await;
+    assert_eq!(rig.left(), []);
+}

@@ -14,7 +14,11 @@ pub const STEPS: u32 = 10;
 
 /// Services with a slow start, and since when each of their endpoints is ready.
 #[derive(Clone, Debug, Default)]
-pub struct Ramps(BTreeMap<NamespacedName, Ramp>);
+pub struct Ramps {
+    services: BTreeMap<NamespacedName, Ramp>,
+    /// Those of which some endpoint is on its way: the only ones that time changes.
+    rising: BTreeSet<NamespacedName>,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Ramp {
@@ -28,28 +32,40 @@ impl Ramps {
     /// Notes a service's endpoints; `None`: there is no such service. `now_ms` counts from any fixed moment.
     pub fn note(&mut self, name: &NamespacedName, service: Option<&ServiceView>, now_ms: u64) {
         let Some((service, seconds)) = service.and_then(|service| Some((service, seconds(service)?))) else {
-            self.0.remove(name);
+            self.forget(name);
             return;
         };
-        let known = self.0.remove(name);
+        let known = self.services.remove(name);
         let since = |id: &EndpointId| match &known {
             None => None,
             Some(ramp) => ramp.since.get(id).copied().unwrap_or(Some(now_ms)),
         };
         let ready = service.endpoints.values().filter(|endpoint| endpoint.ready).map(|endpoint| endpoint_id(&endpoint));
         let since = ready.map(|id| (id.clone(), since(&id))).collect();
-        self.0.insert(name.clone(), Ramp { step_ms: u64::from(seconds) * 1_000 / u64::from(STEPS), since });
+        let ramp = Ramp { step_ms: u64::from(seconds) * 1_000 / u64::from(STEPS), since };
+        if ramp.is_rising(now_ms) {
+            self.rising.insert(name.clone());
+        } else {
+            self.rising.remove(name);
+        }
+        self.services.insert(name.clone(), ramp);
+    }
+
+    fn forget(&mut self, name: &NamespacedName) {
+        self.services.remove(name);
+        self.rising.remove(name);
     }
 
     /// Forgets services that are no more.
     pub fn keep(&mut self, exists: impl Fn(&NamespacedName) -> bool) {
-        self.0.retain(|name, _| exists(name));
+        self.services.retain(|name, _| exists(name));
+        self.rising.retain(|name| exists(name));
     }
 
     /// The service with the weights that its endpoints have at a time.
     #[must_use]
     pub fn paced<'a>(&self, name: &NamespacedName, service: &'a ServiceView, now_ms: u64) -> Cow<'a, ServiceView> {
-        let Some(ramp) = self.0.get(name).filter(|ramp| ramp.steps(now_ms).any(|step| step < STEPS)) else {
+        let Some(ramp) = self.services.get(name).filter(|ramp| ramp.is_rising(now_ms)) else {
             return Cow::Borrowed(service);
         };
         let pace = |endpoint: Endpoint| {
@@ -62,11 +78,14 @@ impl Ramps {
         })
     }
 
-    /// Services of which some endpoint reached another step between two times.
+    /// Services of which some endpoint reached another step between two times. O(services on their way).
     #[must_use]
-    pub fn due(&self, before_ms: u64, now_ms: u64) -> BTreeSet<NamespacedName> {
+    pub fn due(&mut self, before_ms: u64, now_ms: u64) -> BTreeSet<NamespacedName> {
+        let Self { services, rising } = self;
         let moved = |ramp: &Ramp| ramp.steps(before_ms).ne(ramp.steps(now_ms));
-        self.0.iter().filter(|(_, ramp)| moved(ramp)).map(|(name, _)| name.clone()).collect()
+        let due = rising.iter().filter(|name| services.get(*name).is_some_and(moved)).cloned().collect();
+        rising.retain(|name| services.get(name).is_some_and(|ramp| ramp.is_rising(now_ms)));
+        due
     }
 
     /// When the next step is due; `None`: everything has its full share.
@@ -76,11 +95,15 @@ impl Ramps {
             let rising = ramp.since.values().flatten().filter(|since| ramp.step(Some(**since), now_ms) < STEPS);
             rising.map(|since| since + u64::from(ramp.step(Some(*since), now_ms)) * ramp.step_ms).min()
         };
-        self.0.values().filter_map(next).min()
+        self.rising.iter().filter_map(|name| next(self.services.get(name)?)).min()
     }
 }
 
 impl Ramp {
+    fn is_rising(&self, now_ms: u64) -> bool {
+        self.steps(now_ms).any(|step| step < STEPS)
+    }
+
     fn steps(&self, now_ms: u64) -> impl Iterator<Item = u32> {
         self.since.values().map(move |since| self.step(*since, now_ms))
     }
@@ -140,6 +163,8 @@ mod tests {
         assert_eq!(weights(&ramps, &both, 18_999), [Some(10), Some(9)]);
         assert_eq!(weights(&ramps, &both, 19_000), [None, None]);
         assert_eq!(ramps.next(19_000), None);
+        assert_eq!(ramps.due(15_000, 19_000), [name()].into(), "the last step is one too");
+        assert_eq!((ramps.due(15_000, 19_000), ramps.rising.len()), ([].into(), 0), "time changes it no more");
         // One that falls and rises begins again.
         ramps.note(&name(), Some(&service(&[("a", true), ("b", false)])), 20_000);
         ramps.note(&name(), Some(&both), 21_000);

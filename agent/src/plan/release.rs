@@ -5,7 +5,7 @@
 //! Laws: nothing new reaches a released endpoint; one that comes back is an endpoint like others.
 
 use fairlead_proto::v1::Endpoint;
-use fairlead_proto::view::{NamespacedName, ServiceView, endpoint_id};
+use fairlead_proto::view::{EndpointId, NamespacedName, ServiceView, endpoint_id};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,11 @@ pub const LINGER_MS: u64 = 600_000;
 
 /// Released endpoints of services, each with the time until which it keeps its connections.
 #[derive(Clone, Debug, Default)]
-pub struct Releases(BTreeMap<NamespacedName, Vec<(u64, Endpoint)>>);
+pub struct Releases {
+    services: BTreeMap<NamespacedName, BTreeMap<EndpointId, (u64, Endpoint)>>,
+    /// When the first one's time is over: before that, time changes nothing.
+    next: Option<u64>,
+}
 
 impl Releases {
     /// Notes endpoints that were released. `now_ms` counts from any fixed moment.
@@ -22,37 +26,46 @@ impl Releases {
         for (name, endpoint) in released {
             // Not serving: of datagrams, which have no end of their own, nothing lives on.
             let released = Endpoint { ready: false, serving: false, weight: Some(0), ..endpoint.clone() };
-            self.0.entry(name.clone()).or_default().push((now_ms + LINGER_MS, released));
+            let until = now_ms + LINGER_MS;
+            self.next = Some(self.next.map_or(until, |next| next.min(until)));
+            // Once more: its time begins anew.
+            self.services.entry(name.clone()).or_default().insert(endpoint_id(endpoint), (until, released));
         }
     }
 
-    /// Forgets those whose time is over, and services that are no more. The services that change by it.
-    pub fn expire(&mut self, now_ms: u64, exists: impl Fn(&NamespacedName) -> bool) -> BTreeSet<NamespacedName> {
+    /// Forgets a service that is no more.
+    pub fn forget(&mut self, name: &NamespacedName) {
+        self.services.remove(name);
+    }
+
+    /// Forgets those whose time is over. The services that change by it.
+    pub fn expire(&mut self, now_ms: u64) -> BTreeSet<NamespacedName> {
         let mut changed = BTreeSet::new();
-        self.0.retain(|name, released| {
+        if self.next.is_none_or(|next| next > now_ms) {
+            return changed;
+        }
+        self.services.retain(|name, released| {
             let before = released.len();
-            released.retain(|(until, _)| *until > now_ms);
+            released.retain(|_, (until, _)| *until > now_ms);
             if released.len() < before {
                 changed.insert(name.clone());
             }
-            !released.is_empty() && exists(name)
+            !released.is_empty()
         });
+        self.next = self.services.values().flat_map(BTreeMap::values).map(|(until, _)| *until).min();
         changed
     }
 
     /// The service with its released endpoints beside the others.
     #[must_use]
     pub fn shown<'a>(&self, name: &NamespacedName, service: Cow<'a, ServiceView>) -> Cow<'a, ServiceView> {
-        let Some(released) = self.0.get(name) else {
+        let Some(released) = self.services.get(name) else {
             return service;
         };
         let mut service = service.into_owned();
         let taken: BTreeSet<String> = service.endpoints.values().map(|endpoint| endpoint.address).collect();
-        let free = released.iter().filter(|(_, endpoint)| !taken.contains(&endpoint.address));
-        for (_, endpoint) in free {
-            if service.endpoints.get(&endpoint_id(endpoint)).is_none() {
-                service.endpoints.insert(endpoint);
-            }
+        for (_, endpoint) in released.values().filter(|(_, endpoint)| !taken.contains(&endpoint.address)) {
+            service.endpoints.insert(endpoint);
         }
         Cow::Owned(service)
     }
@@ -60,7 +73,7 @@ impl Releases {
     /// When the next one's time is over.
     #[must_use]
     pub fn next(&self) -> Option<u64> {
-        self.0.values().flatten().map(|(until, _)| *until).min()
+        self.next
     }
 }
 
@@ -100,15 +113,19 @@ mod tests {
     fn a_released_endpoint_keeps_its_tcp_connections_for_a_while() {
         let (blue, green) = ("10.244.0.1", "10.244.0.2");
         let mut releases = Releases::default();
-        releases.note(&[(name(), endpoint("TCP", blue)), (name(), endpoint("UDP", blue))], 1_000);
+        releases.note(&[(name(), endpoint("UDP", blue))], 0);
+        assert_eq!(plan(&releases, &service("UDP", &[green])), (vec![green.to_owned()], Vec::new()));
+        releases.forget(&name());
+        releases.note(&[(name(), endpoint("TCP", blue))], 500);
+        releases.note(&[(name(), endpoint("TCP", blue))], 1_000);
+        assert_eq!(releases.services[&name()].len(), 1, "one endpoint is noted once, however often it comes and goes");
         let tcp = service("TCP", &[green]);
         assert_eq!(plan(&releases, &tcp), (vec![green.to_owned()], vec![blue.to_owned()]));
-        assert_eq!(plan(&releases, &service("UDP", &[green])), (vec![green.to_owned()], Vec::new()));
         assert_eq!(plan(&releases, &service("TCP", &[])), (Vec::new(), vec![blue.to_owned()]), "nothing new");
         assert_eq!(plan(&releases, &service("TCP", &[blue])), (vec![blue.to_owned()], Vec::new()), "it is back");
-        assert_eq!(releases.next(), Some(1_000 + LINGER_MS));
-        assert_eq!(releases.expire(LINGER_MS, |_| true), [].into());
-        assert_eq!(releases.expire(1_000 + LINGER_MS, |_| true), [name()].into());
+        assert_eq!(releases.expire(LINGER_MS), [].into());
+        assert_eq!(releases.next(), Some(1_000 + LINGER_MS), "its time began anew");
+        assert_eq!(releases.expire(1_000 + LINGER_MS), [name()].into());
         assert_eq!(plan(&releases, &tcp), (vec![green.to_owned()], Vec::new()));
         assert_eq!(releases.next(), None);
     }
@@ -117,7 +134,9 @@ mod tests {
     fn a_deleted_services_are_forgotten() {
         let mut releases = Releases::default();
         releases.note(&[(name(), endpoint("TCP", "10.244.0.1"))], 0);
-        assert_eq!(releases.expire(1, |_| false), [].into());
+        releases.forget(&name());
+        assert_eq!(plan(&releases, &service("TCP", &[])), (Vec::new(), Vec::new()), "another of its name has none");
+        assert_eq!(releases.expire(LINGER_MS), [].into());
         assert_eq!(releases.next(), None);
     }
 }
