@@ -61,6 +61,7 @@ impl<P: Plane> Inspect for Inspector<P> {
             names: wrong.iter().take(NAMES).map(ToString::to_string).collect(),
             count: wrong.len() as u64,
             revision: should.revision,
+            settings: self.reader.kernel.settings()?,
         })
     }
 

@@ -5,6 +5,7 @@
 //! stopping or restarting the agent, removes no rule.
 
 pub mod book;
+mod budget;
 pub mod config;
 pub mod dataplane;
 pub mod drift;

@@ -4,6 +4,7 @@
 //! repairs it. While the kernel is being changed newer deltas fold, so a slow kernel coalesces. Without servers, and when
 //! the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
 
+use crate::budget::Budget;
 use crate::drift::{Drifts, NAMES};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::compile::Pace;
@@ -22,8 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Time between two readings of the kernel, unless it asks for another.
 pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
-/// Reading a huge kernel may take long: at most one part in so many of the time is spent on it.
+/// Reading a huge kernel may take long: at most one part in so many of the time is spent on it, …
 const AUDIT_SHARE: u32 = 10;
+/// … and so much at once, if few readings were needed before.
+const AUDIT_SAVINGS: Duration = Duration::from_secs(2);
 /// From a change by somebody else to the reading that names it: others of the same hand may follow.
 const NOTICE_AFTER: Duration = Duration::from_millis(200);
 /// First and longest wait before a refused change is tried again.
@@ -64,7 +67,8 @@ pub struct Reconcile<P: Plane> {
     retry_at: Option<Instant>,
     audit: Option<Audit<P>>,
     audit_at: Instant,
-    /// No reading before, since the last one took so long.
+    readings: Budget,
+    /// No reading before, since the last ones took so long.
     rest_until: Instant,
     /// Somebody else changed the kernel since the last reading began.
     noticed: bool,
@@ -123,6 +127,7 @@ impl<P: Plane> Reconcile<P> {
             retry_at: None,
             audit: None,
             audit_at: Instant::now() + audit_every,
+            readings: Budget::new(AUDIT_SHARE, AUDIT_SAVINGS, Instant::now().into()),
             rest_until: Instant::now(),
             noticed: false,
             ramps: Ramps::default(),
@@ -358,7 +363,7 @@ impl<P: Plane> Reconcile<P> {
             return;
         };
         let cost = audit.begun.elapsed();
-        self.rest_until = Instant::now() + cost * AUDIT_SHARE;
+        self.rest_until = self.readings.spend(cost, cost * AUDIT_SHARE, Instant::now().into()).into();
         let wait = if self.noticed { NOTICE_AFTER } else { self.audit_every };
         self.audit_at = self.rest_until.max(Instant::now() + wait);
         let mut observed = match read {

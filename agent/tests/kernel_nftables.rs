@@ -10,19 +10,20 @@
 
 mod common;
 
+use common::agent::{Agent, Traffic, within};
 use common::cases;
 use common::net::{Net, PATIENCE, sh, soon};
 use common::programmed::{Programmed, Services};
 use common::{endpoint, service};
+use fairlead_agent::Mode;
 use fairlead_agent::kernel::linux::Nftables;
 use fairlead_agent::plan::nftables::Op;
 use fairlead_agent::plan::{Family, NftablesPlane};
-use fairlead_agent::{Config, Mode};
 use fairlead_proto::v1::{Endpoint, ServiceItem};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 type Plane = Programmed<NftablesPlane>;
@@ -151,41 +152,6 @@ fn first_packets(count: u32) -> u32 {
     sent
 }
 
-struct Agent {
-    cancel: tokio_util::sync::CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), fairlead_agent::AgentError>>,
-}
-
-impl Agent {
-    fn start(net: &Net, (server, state): (&str, &std::path::Path), mode: Mode) -> Self {
-        let config = Config {
-            node_name: "node1".into(),
-            servers: vec![server.to_owned()],
-            mode,
-            state_dir: state.to_owned(),
-            node_ip: Some("192.0.2.1".parse().unwrap()),
-            cluster_cidr: Some("10.244.0.0/16".parse().unwrap()),
-            netns: Some(net.path("node")),
-            ..Config::default()
-        };
-        let cancel = tokio_util::sync::CancellationToken::new();
-        Self { task: tokio::spawn(fairlead_agent::run(config, cancel.clone())), cancel }
-    }
-
-    async fn stop(self) {
-        self.cancel.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-}
-
-async fn within(what: &str, limit: Duration, holds: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < limit, "{what} within {limit:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn drift_is_repaired_within_two_seconds_nftables() {
     let net = Net::build("u");
@@ -238,10 +204,7 @@ fn sorted(listed: &str) -> Vec<String> {
 async fn a_switch_between_iptables_and_nftables_loses_no_connection() {
     let net = Arc::new(Net::build("v"));
     let state = tempfile::tempdir().unwrap();
-    let (asking, failed, asked): (Arc<AtomicBool>, Arc<Mutex<Vec<String>>>, Arc<AtomicU32>) = Default::default();
-    let phase = Arc::new(AtomicU32::new(0));
-    asking.store(true, Ordering::Relaxed);
-    let mut traffic = None;
+    let mut traffic: Option<Traffic> = None;
     let mut kept: Option<TcpStream> = None;
     for (round, mode) in [Mode::Iptables, Mode::Nftables, Mode::Iptables, Mode::Auto].into_iter().enumerate() {
         let (address, mut streams) = common::server::server().await;
@@ -250,24 +213,10 @@ async fn a_switch_between_iptables_and_nftables_loses_no_connection() {
         stream.welcome().await;
         stream.delta(common::full(3 + round as u64, &[web(&[1, 2])])).await;
         stream.applied().await;
-        phase.store(10 * u32::try_from(round).unwrap() + 1, Ordering::Relaxed);
-        if traffic.is_none() {
-            let (through, goes_on, failed, asked) = (net.clone(), asking.clone(), failed.clone(), asked.clone());
-            let now = phase.clone();
-            traffic = Some(std::thread::spawn(move || {
-                while goes_on.load(Ordering::Relaxed) {
-                    // Of thousands of short connections one may meet a TIME_WAIT and need a second SYN, with or without rules.
-                    for (answer, count) in through.ask_within(PATIENCE, ("out", "10.96.0.10:80"), 10) {
-                        let count = u32::try_from(count).unwrap();
-                        asked.fetch_add(count, Ordering::Relaxed);
-                        if !answer.starts_with("pod") {
-                            failed.lock().unwrap().push(format!("{answer} in phase {}", now.load(Ordering::Relaxed)));
-                        }
-                    }
-                }
-            }));
-            kept = Some(net.inside("out", || TcpStream::connect("10.96.0.10:81").unwrap()));
-        }
+        let through = net.clone();
+        let traffic = traffic.get_or_insert_with(|| Traffic::start(through, "10.96.0.10:80"));
+        traffic.phase(format!("{round}, served by {mode}"));
+        kept.get_or_insert_with(|| net.inside("out", || TcpStream::connect("10.96.0.10:81").unwrap()));
         let (tables, chains) = (
             || sh(&format!("ip netns exec {} nft list tables", net.name("node"))).contains("fairlead"),
             || sh(&format!("ip netns exec {} iptables-save", net.name("node"))).contains("KUBE-SVC"),
@@ -277,21 +226,17 @@ async fn a_switch_between_iptables_and_nftables_loses_no_connection() {
             (tables(), chains()) == (nftables, !nftables)
         })
         .await;
-        phase.store(10 * u32::try_from(round).unwrap() + 2, Ordering::Relaxed);
+        traffic.phase(format!("{round}, only by {mode}"));
         tokio::time::sleep(Duration::from_millis(300)).await;
         agent.stop().await;
     }
-    asking.store(false, Ordering::Relaxed);
-    traffic.unwrap().join().unwrap();
+    traffic.unwrap().end(200);
     let mut kept = kept.unwrap();
     kept.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     kept.write_all(b"still").unwrap();
     let mut said = [0; 5];
     kept.read_exact(&mut said).expect("the connection from before the first switch goes on");
     assert_eq!(&said, b"still");
-    assert!(asked.load(Ordering::Relaxed) > 200);
-    let failed = failed.lock().unwrap();
-    assert!(failed.is_empty(), "{failed:?} of {}", asked.load(Ordering::Relaxed));
 }
 
 /// Another version's table can't be changed in place; it is made again without a moment in which it is empty.
@@ -313,23 +258,11 @@ fn a_table_of_another_version_is_replaced_without_a_gap_nftables() {
     std::fs::write(file.path(), "add chain ip fairlead filter-forward { type filter hook forward priority 17; }\n")
         .unwrap();
     sh(&format!("ip netns exec {node} nft -f {}", file.path().display()));
-    let (through, done): (_, Arc<AtomicBool>) = (net.clone(), Arc::default());
-    let ended = done.clone();
-    let asking = std::thread::spawn(move || {
-        let mut answers = std::collections::BTreeMap::new();
-        while !ended.load(Ordering::Relaxed) {
-            for (answer, count) in through.ask_within(PATIENCE, ("out", "10.96.0.10:80"), 20) {
-                *answers.entry(answer).or_default() += count;
-            }
-        }
-        answers
-    });
+    let traffic = Traffic::start(net.clone(), "10.96.0.10:80");
     std::thread::sleep(Duration::from_millis(100));
     plane.whole();
     std::thread::sleep(Duration::from_millis(100));
-    done.store(true, Ordering::Relaxed);
-    let answers: std::collections::BTreeMap<String, usize> = asking.join().unwrap();
-    assert!(answers.keys().all(|answer| answer.starts_with("pod")), "{answers:?}");
+    traffic.end(20);
     assert!(before == plane.kernel.observe().unwrap());
 }
 

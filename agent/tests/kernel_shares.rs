@@ -10,14 +10,15 @@
 
 mod common;
 
+use common::agent::Agent;
 use common::cases;
 use common::net::{Net, PATIENCE, sh};
 use common::programmed::Programmed;
 use common::{endpoint, service};
+use fairlead_agent::Mode;
 use fairlead_agent::kernel::Kernel;
 use fairlead_agent::kernel::linux::{Iptables, Nftables};
 use fairlead_agent::plan::{NftablesPlane, Plane};
-use fairlead_agent::{Config, Mode};
 use fairlead_proto::model::annotations;
 use fairlead_proto::v1::{Endpoint, EndpointRef, NodeDelta, ServiceItem};
 use std::collections::BTreeMap;
@@ -170,28 +171,12 @@ fn a_client_finds_its_endpoint_by_maglev_nftables() {
     assert!(listed.contains("jhash ip saddr mod 4093"), "{listed}");
 }
 
-async fn agent(net: &Net, server: &str) -> (tokio_util::sync::CancellationToken, tempfile::TempDir) {
-    let state = tempfile::tempdir().unwrap();
-    let config = Config {
-        node_name: "node1".into(),
-        servers: vec![server.to_owned()],
-        mode: Mode::Nftables,
-        state_dir: state.path().to_owned(),
-        node_ip: Some("192.0.2.1".parse().unwrap()),
-        cluster_cidr: Some("10.244.0.0/16".parse().unwrap()),
-        netns: Some(net.path("node")),
-        ..Config::default()
-    };
-    let cancel = tokio_util::sync::CancellationToken::new();
-    tokio::spawn(fairlead_agent::run(config, cancel.clone()));
-    (cancel, state)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_endpoint_starts_slowly_nftables() {
     let net = Net::build("D");
     let (address, mut streams) = common::server::server().await;
-    let (cancel, _state) = agent(&net, &address).await;
+    let state = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&net, (&address, state.path()), Mode::Nftables);
     let mut stream = common::server::stream(&mut streams).await;
     stream.welcome().await;
     let slow = |pods: &[usize]| {
@@ -228,7 +213,7 @@ async fn a_new_endpoint_starts_slowly_nftables() {
     let share = |(one, two): &(usize, usize)| (two * 1_000) / one;
     assert!(seen.windows(2).all(|two| share(&two[0]) < share(&two[1])), "it only grows: {seen:?}");
     assert!(seen.len() >= 6, "in steps: {seen:?}");
-    cancel.cancel();
+    agent.stop().await;
 }
 
 /// Body of the answer that has this status and weight; others are asked again for a while.
@@ -265,7 +250,8 @@ fn ask_health(net: &Net, to: &str) -> Option<(u16, String, String)> {
 async fn load_balancers_learn_who_has_endpoints_nftables() {
     let net = Net::build("E");
     let (address, mut streams) = common::server::server().await;
-    let (cancel, _state) = agent(&net, &address).await;
+    let state = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&net, (&address, state.path()), Mode::Nftables);
     let mut stream = common::server::stream(&mut streams).await;
     stream.welcome().await;
     let edge = |pods: &[usize], port: u32| {
@@ -295,14 +281,15 @@ async fn load_balancers_learn_who_has_endpoints_nftables() {
         assert!(Instant::now() < deadline, "a port that nobody asks for any more is closed");
     }
     health(&net, "192.0.2.1:32101", (200, "1"));
-    cancel.cancel();
+    agent.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_released_endpoint_keeps_its_connections_and_a_dead_one_does_not_nftables() {
     let net = Net::build("F");
     let (address, mut streams) = common::server::server().await;
-    let (cancel, _state) = agent(&net, &address).await;
+    let state = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&net, (&address, state.path()), Mode::Nftables);
     let mut stream = common::server::stream(&mut streams).await;
     stream.welcome().await;
     let echo = |pod: usize| {
@@ -344,5 +331,5 @@ async fn a_released_endpoint_keeps_its_connections_and_a_dead_one_does_not_nftab
     }
     assert!(goes_on(connections.get_mut(&1).unwrap()), "one to a pod that goes on isn't");
     assert_eq!(net.ask("out", "10.96.0.81:81", 1).into_keys().collect::<Vec<_>>(), ["refused"], "nothing new");
-    cancel.cancel();
+    agent.stop().await;
 }

@@ -22,7 +22,7 @@ pub struct AgentArgs {
     /// Name of this node [default: the host's name]
     #[arg(long, env = "FAIRLEAD_NODE_NAME")]
     node_name: Option<String>,
-    /// Data plane: auto (nftables where it can be, else iptables), iptables, nftables or dry-run [default: auto]
+    /// Data plane: auto (nftables where it can be, else ipvs, else iptables), iptables, ipvs, nftables or dry-run [default: auto]
     #[arg(long, env = "FAIRLEAD_MODE")]
     mode: Option<String>,
     /// Where the last view is kept [default: /var/lib/fairlead/agent]

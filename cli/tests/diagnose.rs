@@ -42,7 +42,7 @@ fn answer(change: impl FnOnce(&mut DataplaneAnswer)) -> DataplaneResponse {
 
 fn differences(count: u64) -> DataplaneResponse {
     let names = (0..count).map(|n| format!("element missing in ip frontends: {n}")).collect();
-    answer(|answer| answer.diff = Some(DataplaneDiff { names, count, revision: 41 }))
+    answer(|answer| answer.diff = Some(DataplaneDiff { names, count, revision: 41, settings: Vec::new() }))
 }
 
 fn traced(destination: &str) -> Traced {

@@ -50,6 +50,14 @@ pub trait Kernel<P: Plane>: Send + Sync {
         Ok(false)
     }
 
+    /// The host's settings that aren't what this mode needs, each in a sentence.
+    ///
+    /// # Errors
+    /// [`KernelError`] if they can't be read.
+    fn settings(&self) -> Result<Vec<String>, KernelError> {
+        Ok(Vec::new())
+    }
+
     /// Time between two readings of it, where they don't take long.
     fn audit_every(&self) -> Duration {
         AUDIT_EVERY

@@ -1,6 +1,7 @@
 //! What several tests need: views of services made in a line each, and facts of a node.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic, reason = "each test uses a part; tests fail by panicking")]
 
+pub mod agent;
 pub mod ask;
 pub mod cases;
 pub mod guest;

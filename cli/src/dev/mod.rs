@@ -40,7 +40,7 @@ pub struct DevArgs {
     /// Where everything is stored [default: ~/.local/share/fairlead/dev]
     #[arg(long, env = "FAIRLEAD_DATA_DIR")]
     data_dir: Option<PathBuf>,
-    /// Data plane: auto (nftables where it can be, else iptables), iptables, nftables or dry-run
+    /// Data plane: auto (nftables where it can be, else ipvs, else iptables), iptables, ipvs, nftables or dry-run
     #[arg(long, default_value = "auto", env = "FAIRLEAD_MODE")]
     mode: String,
     /// Where the rules go

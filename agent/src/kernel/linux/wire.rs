@@ -21,7 +21,8 @@ pub(super) const EXCLUSIVE: u16 = 0x200;
 pub(super) const CREATE: u16 = 0x400;
 /// Flag: list everything.
 pub(super) const DUMP: u16 = 0x300;
-const NESTED: u16 = 0x8000;
+/// Flag of an attribute's type: attributes are within.
+pub(super) const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;
 
 /// Bytes and requests sent at once: the answers to all of them must fit into the socket's buffer.
@@ -134,8 +135,7 @@ impl Wire {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        let sent = self.socket.send(bytes, 0)?;
-        if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("a netlink message was cut")) }
+        send(&self.socket, bytes)
     }
 
     /// Reads until the last request is answered.
@@ -155,6 +155,12 @@ impl Wire {
             }
         }
     }
+}
+
+/// Sends all of it, or fails.
+pub(super) fn send(socket: &Socket, bytes: &[u8]) -> io::Result<()> {
+    let sent = socket.send(bytes, 0)?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("a netlink message was cut")) }
 }
 
 /// Appends an attribute.

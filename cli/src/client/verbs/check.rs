@@ -87,6 +87,11 @@ fn findings(node: &NodeProgress, revision: u64, kernel: Option<&NodeDataplane>) 
         findings.push(Finding::fine(format!("it serves revision {}", node.acknowledged)));
     }
     findings.push(drift(node, kernel));
+    let settings = kernel.answer.iter().filter_map(|answer| answer.diff.as_ref()).flat_map(|diff| &diff.settings);
+    findings.extend(settings.map(|setting| {
+        let hint = "set it on the node, for good in /etc/sysctl.d; the agent sets it at its start only";
+        Finding::wrong(setting.as_str(), hint)
+    }));
     findings
 }
 
@@ -182,7 +187,7 @@ mod tests {
 
     fn kernel(count: u64, error: &str) -> NodeDataplane {
         let names = (0..count).map(|n| format!("element {n} missing")).collect();
-        let diff = error.is_empty().then_some(DataplaneDiff { names, count, revision: 60 });
+        let diff = error.is_empty().then_some(DataplaneDiff { names, count, revision: 60, settings: Vec::new() });
         let answer = DataplaneAnswer { diff, error: error.into(), ..DataplaneAnswer::default() };
         NodeDataplane { node: "n1".into(), answer: Some(answer) }
     }
@@ -191,6 +196,9 @@ mod tests {
     fn each_failure_has_its_reason_and_a_hint() {
         let silent = NodeDataplane { node: "n1".into(), answer: None };
         let fine = kernel(0, "");
+        let mut unset = kernel(0, "");
+        let diff = unset.answer.as_mut().and_then(|answer| answer.diff.as_mut()).unwrap();
+        diff.settings = vec!["net.ipv4.vs.conntrack = 0, not 1".into()];
         for (node, kernel, says, hint) in [
             (node(|_| {}), Some(fine.clone()), "", ""),
             (node(|node| node.server.clear()), None, "its agent is connected to no server", "systemctl status"),
@@ -208,6 +216,7 @@ mod tests {
                 "somebody else changed the kernel's rules: 7 differences",
                 "fairlead events --for node/n1",
             ),
+            (node(|_| {}), Some(unset), "net.ipv4.vs.conntrack = 0, not 1", "/etc/sysctl.d"),
             (node(|_| {}), Some(silent), "did not answer in time", "ask again"),
             (node(|_| {}), Some(kernel(0, "netlink: Operation not permitted")), "can't be compared", "CAP_NET_ADMIN"),
             (

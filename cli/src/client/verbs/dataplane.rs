@@ -281,7 +281,7 @@ mod tests {
     fn differences_are_named_and_counted() {
         let mut one = node("a", Vec::new(), "");
         let names = vec!["chain services in ip missing or different".to_owned()];
-        one.answer.as_mut().unwrap().diff = Some(DataplaneDiff { names, count: 3, revision: 9 });
+        one.answer.as_mut().unwrap().diff = Some(DataplaneDiff { names, count: 3, revision: 9, settings: Vec::new() });
         let mut two = node("b", Vec::new(), "");
         two.answer.as_mut().unwrap().diff = Some(DataplaneDiff { revision: 9, ..DataplaneDiff::default() });
         let response = DataplaneResponse { nodes: vec![one, two, NodeDataplane { node: "c".into(), answer: None }] };

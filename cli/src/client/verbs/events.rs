@@ -74,7 +74,7 @@ pub async fn run(global: &Global, args: &EventsArgs) -> Result<(), Failure> {
                 && (args.types.is_empty() || args.types.iter().any(|kind| kind.eq_ignore_ascii_case(&event.r#type)))
         });
         last = last.max(newest);
-        beside.seen.extend(events.iter().filter_map(Beside::id));
+        beside.note(&events);
         if events.is_empty() && !args.watch {
             let nowhere =
                 if args.all_namespaces { String::new() } else { format!(" in {} namespace", session.namespace) };
@@ -89,16 +89,27 @@ pub async fn run(global: &Global, args: &EventsArgs) -> Result<(), Failure> {
     }
 }
 
+/// Events of that kind that are remembered: more than servers keep.
+const BESIDE: usize = 4_096;
+
 /// Events that are no change of an object and have no revision of their own: several may come at the newest one.
 #[derive(Default)]
 struct Beside {
+    /// By time, node and message.
     seen: BTreeSet<[String; 3]>,
 }
 
 impl Beside {
     fn id(event: &HistoryEvent) -> Option<[String; 3]> {
         let node = event.key.as_ref().map(|key| key.name.clone()).unwrap_or_default();
-        (event.reason == "DriftRepaired").then(|| [node, event.time.clone(), event.message.clone()])
+        (event.reason == "DriftRepaired").then(|| [event.time.clone(), node, event.message.clone()])
+    }
+
+    fn note(&mut self, events: &[HistoryEvent]) {
+        self.seen.extend(events.iter().filter_map(Self::id));
+        while self.seen.len() > BESIDE {
+            self.seen.pop_first();
+        }
     }
 
     fn is_news(&self, event: &HistoryEvent) -> bool {
@@ -221,7 +232,7 @@ mod tests {
         let drift = HistoryEvent { reason: "DriftRepaired".into(), ..event() };
         let mut beside = Beside::default();
         assert!(beside.is_news(&drift) && !beside.is_news(&event()));
-        beside.seen.extend(Beside::id(&drift));
+        beside.note(std::slice::from_ref(&drift));
         assert!(!beside.is_news(&drift));
         assert!(beside.is_news(&HistoryEvent { time: "2026-01-01T00:00:01Z".into(), ..drift }));
     }

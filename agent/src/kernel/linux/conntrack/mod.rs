@@ -6,6 +6,7 @@
 
 mod table;
 
+use crate::budget::Budget;
 use crate::kernel::linux::program;
 use crate::plan::Family;
 use crate::plan::flows::{Answered, Flow, Flows, Frontend};
@@ -195,7 +196,7 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let mut rest_until = Instant::now();
-        let mut budget = Budget { left: SAVINGS, at: rest_until };
+        let mut budget = Budget::new(REST, SAVINGS, rest_until);
         while self.wait(rest_until) {
             let (begun, spent) = (Instant::now(), cpu_time());
             let wanted = self.shared.lock().take_due();
@@ -210,7 +211,7 @@ impl Worker {
             // What an agent looks for at its start comes once.
             let once = wanted.iter().any(|one| matches!(one.flows.answered, Answered::ByOthersThan(_)));
             let cost = if once { Duration::ZERO } else { cpu_time().saturating_sub(spent) };
-            rest_until = budget.spend(cost, Instant::now());
+            rest_until = budget.spend(cost, rest(cost), Instant::now());
             self.shared.lock().looked(wanted);
         }
     }
@@ -282,24 +283,6 @@ fn grouped(wanted: &[Wanted], flows: usize) -> BTreeMap<(Family, Option<IpAddr>)
         whole.entry((family, None)).or_default().append(&mut group);
     }
     whole
-}
-
-/// What looks may still cost; it grows by the part of the time that they may take.
-struct Budget {
-    left: Duration,
-    at: Instant,
-}
-
-impl Budget {
-    /// Takes a look's cost from it; until when to rest.
-    fn spend(&mut self, cost: Duration, now: Instant) -> Instant {
-        self.left = SAVINGS.min(self.left + now.saturating_duration_since(self.at) / REST);
-        let rest = if cost <= self.left { Duration::ZERO } else { rest(cost) };
-        self.left = self.left.saturating_sub(cost);
-        // A rest pays for its look: nothing is saved by it.
-        self.at = now + rest;
-        self.at
-    }
 }
 
 /// How long to rest after a look of a cost.
@@ -378,22 +361,6 @@ mod tests {
         assert_eq!(grouped(&two[1..], 100).keys().next().unwrap().1, Some("10.244.0.2".parse().unwrap()));
         let many: Vec<Wanted> = (1..=9).map(|n| by(&format!("10.244.0.{n}:80"))).collect();
         assert_eq!(grouped(&many, 1_000_000).len(), 1);
-    }
-
-    #[test]
-    fn a_few_looks_need_no_rest() {
-        let begun = Instant::now();
-        let cost = Duration::from_millis(10);
-        let mut budget = Budget { left: SAVINGS, at: begun };
-        let mut now = begun;
-        let mut looks = 0;
-        while now < begun + Duration::from_secs(100) {
-            now = budget.spend(cost, now + cost);
-            looks += 1;
-        }
-        // 2 % of 100 s, and what had been saved.
-        assert!((205..=225).contains(&looks), "{looks}");
-        assert_eq!(budget.spend(cost, now + Duration::from_secs(10)), now + Duration::from_secs(10), "saved again");
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! and its id together, so that one which took its place is never meant.
 
 use crate::kernel::linux::nftables::netlink::{family_number, message, messages};
-use crate::kernel::linux::wire::{attribute, attributes, failure, nest, within};
+use crate::kernel::linux::wire::{
+    ACK, DONE, DUMP, ERROR, NESTED, REQUEST, attribute, attributes, failure, nest, send, within,
+};
 use crate::plan::Family;
 use crate::plan::flows::{Answered, Flow, Flows};
 use crate::plan::service::Protocol;
@@ -25,11 +27,6 @@ const DELETE: u16 = SUBSYSTEM | 2;
 const STATISTICS: u16 = SUBSYSTEM | 5;
 /// CTA_STATS_GLOBAL_ENTRIES.
 const ENTRIES: u16 = 1;
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
 /// nfgenmsg.
 const GENERIC: usize = 4;
 
@@ -262,13 +259,6 @@ fn answers(socket: &Socket, last: u32) -> io::Result<usize> {
             }
         }
     }
-}
-
-const NESTED: u16 = 0x8000;
-
-fn send(socket: &Socket, bytes: &[u8]) -> io::Result<()> {
-    let sent = socket.send(bytes, 0)?;
-    if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("a netlink message was cut")) }
 }
 
 /// An entry of the protocols that services have, in no zone: our rules work in none.

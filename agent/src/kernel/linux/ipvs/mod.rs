@@ -413,6 +413,11 @@ impl Kernel<IpvsPlane> for Ipvs {
         "ipvs"
     }
 
+    fn settings(&self) -> Result<Vec<String>, KernelError> {
+        let wrong = settings::needed(self.namespace.as_deref())?;
+        Ok(wrong.iter().map(ToString::to_string).collect())
+    }
+
     fn audit_every(&self) -> Duration {
         READ_EVERY
     }

@@ -78,6 +78,12 @@ pub fn preflight(namespace: Option<&Path>) -> Result<Vec<Finding>, KernelError> 
     in_namespace(namespace, || SETTINGS.iter().chain([&REPORTED]).map(|setting| finding(setting, &release())).collect())
 }
 
+/// Those that aren't as they must be; what is the host's own decision is not among them.
+pub(super) fn needed(namespace: Option<&Path>) -> Result<Vec<Finding>, KernelError> {
+    let all = || SETTINGS.iter().map(|setting| finding(setting, &release()));
+    in_namespace(namespace, || all().filter(|finding| !finding.is_good()).collect())
+}
+
 /// Sets them; gives what isn't as it should be after that.
 pub(super) fn apply(namespace: Option<&Path>) -> Result<Vec<Finding>, KernelError> {
     in_namespace(namespace, || {

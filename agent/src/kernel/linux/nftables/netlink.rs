@@ -3,7 +3,9 @@
 //!
 //! INVARIANT: one call to [`Nfnl::commit`] is one transaction: all of it or nothing.
 
-use crate::kernel::linux::wire::{attribute, attributes, failure, nest, text, within};
+use crate::kernel::linux::wire::{
+    ACK, CREATE, DONE, DUMP, ERROR, REQUEST, attribute, attributes, failure, nest, send, text, within,
+};
 use crate::plan::Family;
 use crate::plan::nftables::structure::TABLE;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
@@ -28,12 +30,6 @@ const BATCH_END: u16 = 0x11;
 const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 12;
 const GET_ELEMENT: u16 = SUBSYSTEM << 8 | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 14;
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const CREATE: u16 = 0x400;
-const DUMP: u16 = 0x300;
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
@@ -163,8 +159,7 @@ impl Nfnl {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        let sent = self.socket.send(bytes, 0)?;
-        if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("a netlink message was cut")) }
+        send(&self.socket, bytes)
     }
 
     /// Reads until the acknowledged message's answer; an earlier message's failure comes first.
