@@ -9,7 +9,7 @@ for purpose in "$@"; do
   case $purpose in
     build) packages+=(ca-certificates clang libclang-dev g++ make pkg-config) ;;
     run) packages+=(iproute2 iptables nftables) ;;
-    vm) packages+=(user-mode-linux kmod ipset ipvsadm) ;;
+    vm) packages+=(user-mode-linux kmod ipset ipvsadm gcc) ;;
     demo) packages+=(nginx curl bind9-dnsutils procps) ;;
     test) packages+=(conntrack curl bind9-dnsutils procps) ;;
     bench) packages+=(etcd-server curl procps) ;;

@@ -19,8 +19,8 @@ shift $((OPTIND - 1))
 [ $# -gt 0 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 125; }
 kernel=$(command -v linux.uml || true)
 modules=/usr/lib/uml/modules
-if [ -z "$kernel" ] || ! command -v modprobe > /dev/null; then
-  echo "run.sh: no user-mode kernel here: apt-get install user-mode-linux kmod ipset ipvsadm" >&2
+if [ -z "$kernel" ] || ! { command -v modprobe && command -v cc; } > /dev/null; then
+  echo "run.sh: no user-mode kernel here: apt-get install user-mode-linux kmod ipset ipvsadm gcc" >&2
   exit 125
 fi
 
@@ -83,13 +83,15 @@ sleep 60
 SECOND
 chmod 755 "$desk/first"
 
+cc -O2 -shared -fPIC -o "$desk/xstate.so" "$(dirname "$0")/xstate.c"
 tail -n +1 -s 0.2 -f "$desk/printed" 2> /dev/null &
 follower=$!
 # Its memory is a file: on a disk every page would be written. The guest's kernel is a tree of processes: it gets a
 # group of its own, to be ended by.
 set +e
-TMPDIR=${FAIRLEAD_VM_MEMORY:-/dev/shm} setsid timeout --kill-after=5 "$limit" "$kernel" "mem=$memory" rootfstype=hostfs rootflags=/ ro quiet \
-  "uml_dir=$desk" umid=guest "init=$desk/first" con=null con0=null,fd:1 ssl=null < /dev/null > "$desk/console" 2>&1 &
+TMPDIR=${FAIRLEAD_VM_MEMORY:-/dev/shm} setsid timeout --kill-after=5 "$limit" \
+  env "LD_PRELOAD=$desk/xstate.so" "$kernel" "mem=$memory" rootfstype=hostfs rootflags=/ ro quiet "uml_dir=$desk" \
+  umid=guest "init=$desk/first" con=null con0=null,fd:1 ssl=null < /dev/null > "$desk/console" 2>&1 &
 guest=$!
 wait "$guest"
 ended=$?
