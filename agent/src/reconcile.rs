@@ -248,10 +248,11 @@ impl<P: Plane> Reconcile<P> {
         self.paced_at = now;
         if whole {
             self.ramps.keep(|name| view.services.contains_key(name));
+            self.releases.keep(|name| view.services.contains_key(name));
         }
         // Not a filter on all of them: a change costs what it touches.
-        let named = touched.services.iter().chain(whole.then(|| view.services.keys()).into_iter().flatten());
-        for name in named {
+        let noted = touched.services.iter().chain(whole.then(|| view.services.keys()).into_iter().flatten());
+        for name in noted {
             let service = view.services.get(name);
             self.ramps.note(name, service, now);
             if service.is_none() {
@@ -259,10 +260,12 @@ impl<P: Plane> Reconcile<P> {
             }
         }
         let pace: Pace<'_> = &|name, service| self.releases.shown(name, self.ramps.paced(name, service, now));
-        let Step { ops, complete } = if whole {
-            desired.update_all_paced(view, pace)
-        } else {
-            desired.update_paced(view, &touched.services.union(&due).cloned().collect(), pace)
+        let named = || touched.services.union(&due).cloned().collect();
+        let Step { ops, complete } = match (self.known, whole) {
+            (true, true) => desired.update_all_paced(view, pace),
+            (true, false) => desired.update_paced(view, &named(), pace),
+            (false, true) => desired.replace_all(view, pace),
+            (false, false) => desired.replace(view, &named(), pace),
         };
         self.known &= complete;
         let next = self.ramps.next(now).into_iter().chain(self.releases.next()).min();

@@ -155,8 +155,14 @@ impl Shared {
 fn merge(into: &mut Touched, from: &Touched) {
     into.all |= from.all;
     into.nodes |= from.nodes;
-    into.services.extend(from.services.iter().cloned());
-    into.pods.extend(from.pods.iter().cloned());
+    if into.all {
+        // Names add nothing to that.
+        into.services.clear();
+        into.pods.clear();
+    } else {
+        into.services.extend(from.services.iter().cloned());
+        into.pods.extend(from.pods.iter().cloned());
+    }
     into.released.extend(from.released.iter().cloned());
 }
 

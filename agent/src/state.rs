@@ -18,6 +18,8 @@ const MAGIC: &[u8] = b"fairlead agent state 2\n";
 const SNAPSHOT: &str = "view";
 const LOG: &str = "deltas";
 const CHECK_BYTES: usize = 8;
+/// Items in one record of a snapshot: as much is held twice while it is written or read.
+const PART_ITEMS: usize = 2_000;
 /// The log is folded into a new snapshot when it is larger than this and than the snapshot.
 const LOG_BYTES: u64 = 1 << 20;
 /// No file of ours is larger; one that is isn't read.
@@ -125,10 +127,14 @@ impl Store {
         let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("not a view of this version"))?;
         let record = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
         let cluster = Welcome::decode(record).map_err(|error| damaged(&error.to_string()))?;
-        let record = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
-        let delta = NodeDelta::decode(record).map_err(|error| damaged(&error.to_string()))?;
         let mut view = NodeView::default();
-        view.fold(&delta).map_err(|error| damaged(&error.to_string()))?;
+        let mut more = true;
+        while more {
+            let record = take_record(&mut rest).ok_or_else(|| damaged("cut short or damaged"))?;
+            let delta = NodeDelta::decode(record).map_err(|error| damaged(&error.to_string()))?;
+            view.fold(&delta).map_err(|error| damaged(&error.to_string()))?;
+            more = delta.more;
+        }
         let bytes = read(&self.directory.join(LOG)).unwrap_or_else(|error| {
             tracing::error!(%error, "the deltas since the last snapshot can't be read");
             None
@@ -168,7 +174,9 @@ fn replay(snapshot: NodeView, steps: &[Vec<NodeDelta>]) -> NodeView {
 pub fn snapshot(cluster: &Welcome, view: &NodeView) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     push_record(&mut bytes, &cluster.encode_to_vec());
-    push_record(&mut bytes, &view.to_delta().encode_to_vec());
+    for part in view.parts(PART_ITEMS) {
+        push_record(&mut bytes, &part.encode_to_vec());
+    }
     bytes
 }
 

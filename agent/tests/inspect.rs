@@ -11,7 +11,7 @@
 mod common;
 
 use common::moody::Moody;
-use common::{endpoint, facts, full, service};
+use common::{changed, endpoint, facts, full, service};
 use fairlead_agent::dataplane::Dataplane;
 use fairlead_agent::drift::Drifts;
 use fairlead_agent::inspect::Inspector;
@@ -20,7 +20,7 @@ use fairlead_agent::plan::{Family, IptablesPlane};
 use fairlead_agent::reconcile::{Progress, Reconcile};
 use fairlead_agent::shared::Shared;
 use fairlead_agent::witness::Reader;
-use fairlead_proto::v1::{DataplaneAnswer, DataplaneQuery, EndpointItem, NodeDelta, TraceQuery};
+use fairlead_proto::v1::{DataplaneAnswer, DataplaneQuery, NodeDelta, TraceQuery};
 use fairlead_proto::view::NodeView;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -163,12 +163,8 @@ async fn changes_under_way_are_no_difference() {
         tokio::task::spawn_blocking(move || dataplane.answer(&diff()))
     };
     for from in 1..=20 {
-        let item = EndpointItem {
-            namespace: "default".into(),
-            service: "web".into(),
-            endpoint: Some(endpoint(&format!("10.244.9.{from}"), "node1", &["80/TCP"])),
-        };
-        rig.give(&NodeDelta { from: Some(from), to: from + 1, upsert_endpoints: vec![item], ..NodeDelta::default() });
+        let endpoints = changed("web", &[], &[endpoint(&format!("10.244.9.{from}"), "node1", &["80/TCP"])]);
+        rig.give(&NodeDelta { from: Some(from), to: from + 1, endpoints, ..NodeDelta::default() });
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let answer = asking.await.unwrap();

@@ -315,15 +315,10 @@ async fn a_released_endpoint_keeps_its_connections_and_a_dead_one_does_not_nftab
     };
     assert!(connections.values_mut().all(goes_on));
     // The first is taken out by its labels, the second dies.
-    let gone = |pod: usize, alive| EndpointRef {
-        namespace: "default".into(),
-        service: "echo".into(),
-        address: format!("10.244.{pod}.2"),
-        pod_name: format!("pod{pod}"),
-        alive,
-    };
-    let remove_endpoints = vec![gone(1, true), gone(2, false)];
-    stream.delta(NodeDelta { from: Some(3), to: 4, remove_endpoints, ..NodeDelta::default() }).await;
+    let gone =
+        |pod: usize, alive| EndpointRef { address: format!("10.244.{pod}.2"), pod_name: format!("pod{pod}"), alive };
+    let endpoints = common::changed("echo", &[gone(1, true), gone(2, false)], &[]);
+    stream.delta(NodeDelta { from: Some(3), to: 4, endpoints, ..NodeDelta::default() }).await;
     assert_eq!(stream.applied().await, 4);
     let deadline = Instant::now() + PATIENCE;
     while goes_on(connections.get_mut(&2).unwrap()) {

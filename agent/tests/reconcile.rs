@@ -10,13 +10,13 @@
 mod common;
 
 use common::moody::Moody;
-use common::{endpoint, facts, full, service};
+use common::{changed, endpoint, facts, full, service};
 use fairlead_agent::plan::iptables::diff::diff;
 use fairlead_agent::plan::iptables::{Op, Space, Table};
 use fairlead_agent::plan::{Family, Style};
 use fairlead_agent::reconcile::{Progress, Reconcile};
 use fairlead_agent::shared::Shared;
-use fairlead_proto::v1::{EndpointItem, NodeDelta};
+use fairlead_proto::v1::NodeDelta;
 use fairlead_proto::view::NodeView;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -73,12 +73,8 @@ fn first() -> NodeDelta {
 }
 
 fn add(from: u64) -> NodeDelta {
-    let item = EndpointItem {
-        namespace: "default".into(),
-        service: "web".into(),
-        endpoint: Some(endpoint(&format!("10.244.1.{from}"), "node1", &["80/TCP"])),
-    };
-    NodeDelta { from: Some(from), to: from + 1, upsert_endpoints: vec![item], ..NodeDelta::default() }
+    let endpoints = changed("web", &[], &[endpoint(&format!("10.244.1.{from}"), "node1", &["80/TCP"])]);
+    NodeDelta { from: Some(from), to: from + 1, endpoints, ..NodeDelta::default() }
 }
 
 const NEVER: Duration = Duration::from_secs(3600);

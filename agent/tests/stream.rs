@@ -10,7 +10,7 @@
 mod common;
 
 use common::server::{server, stream};
-use common::{endpoint, full, service};
+use common::{changed, endpoint, full, service};
 use fairlead_agent::{Config, Mode, run};
 use fairlead_proto::v1::{
     Condition, Container, DataplaneQuery, EndpointRef, ExecAction, Goodbye, HttpGetAction, IntOrString, NodeDelta,
@@ -60,15 +60,9 @@ fn example() -> NodeView {
 }
 
 fn remove_endpoint(view: &mut NodeView, to: u64) -> NodeDelta {
-    let reference = EndpointRef {
-        namespace: "default".into(),
-        service: "web".into(),
-        address: "10.244.2.2".into(),
-        pod_name: "pod-10.244.2.2".into(),
-        alive: false,
-    };
-    let mut delta =
-        NodeDelta { from: Some(view.revision), to, remove_endpoints: vec![reference], ..NodeDelta::default() };
+    let gone = EndpointRef { address: "10.244.2.2".into(), ..EndpointRef::default() };
+    let endpoints = changed("web", &[gone], &[]);
+    let mut delta = NodeDelta { from: Some(view.revision), to, endpoints, ..NodeDelta::default() };
     view.fold(&delta).unwrap();
     delta.digest = view.digest();
     delta
@@ -90,14 +84,9 @@ async fn a_step_is_programmed_whole_and_then_acknowledged() {
 
     let mut view = example();
     let whole = view.to_delta();
-    let first = NodeDelta { upsert_endpoints: vec![], digest: vec![], more: true, ..whole.clone() };
-    let last = NodeDelta {
-        from: Some(0),
-        to: 7,
-        upsert_endpoints: whole.upsert_endpoints,
-        digest: whole.digest,
-        ..NodeDelta::default()
-    };
+    let first = NodeDelta { endpoints: vec![], digest: vec![], more: true, ..whole.clone() };
+    let last =
+        NodeDelta { from: Some(0), to: 7, endpoints: whole.endpoints, digest: whole.digest, ..NodeDelta::default() };
     stream.delta(first).await;
     let quiet = tokio::time::timeout(Duration::from_millis(200), stream.applied()).await;
     assert!(quiet.is_err(), "half a step is not acknowledged");

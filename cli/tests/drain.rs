@@ -230,7 +230,8 @@ fn a_rolling_replacement_under_load_fails_no_request() {
     let rate = answered as f64 / lasted.as_secs_f64();
     eprintln!("{answered} requests in {lasted:.1?} ({rate:.0}/s), {slow} with a second SYN, {} failed", failed.len());
     assert!(failed.is_empty(), "{} of {answered}: {:?}", failed.len(), &failed[..failed.len().min(5)]);
-    assert!(answered > 5_000, "{answered}");
+    // Enough to have met every replacement, however slow the machine.
+    assert!(answered > 1_000, "{answered}");
     for (index, stream) in long.iter_mut().enumerate() {
         echo(stream).unwrap_or_else(|error| panic!("long-lived connection {index}: {error}"));
     }

@@ -4,7 +4,7 @@
 //! fit says so and the view asks for a full one. Cost of a fold is O(delta), the digest's included.
 
 use crate::digest::SetDigest;
-use crate::v1::{Endpoint, EndpointItem, EndpointRef, NodeDelta, NodeItem, Pod, ServiceItem};
+use crate::v1::{Endpoint, EndpointRef, NodeDelta, NodeItem, Pod, ServiceEndpoints, ServiceItem};
 use prost::Message as _;
 use std::collections::BTreeMap;
 
@@ -96,6 +96,21 @@ impl EndpointList {
     /// Takes one out.
     pub fn remove(&mut self, id: &EndpointId) -> Option<Endpoint> {
         self.find(id).ok().map(|at| decoded(&self.0.remove(at)))
+    }
+
+    /// Takes out the one that a delta means: without a pod's name, the only one with its address.
+    fn take(&mut self, reference: &EndpointRef) -> Option<Endpoint> {
+        let at = match self.find(&(reference.address.clone(), reference.pod_name.clone())) {
+            Ok(at) => at,
+            // They are in order of their addresses: it would follow.
+            Err(at) if reference.pod_name.is_empty() => {
+                let has_address =
+                    |at: usize| self.0.get(at).is_some_and(|one| decoded(one).address == reference.address);
+                Some(at).filter(|at| has_address(*at) && !has_address(at + 1))?
+            }
+            Err(_) => return None,
+        };
+        Some(decoded(&self.0.remove(at)))
     }
 
     fn find(&self, id: &EndpointId) -> Result<usize, usize> {
@@ -213,15 +228,16 @@ impl NodeView {
             touched.services.insert(NamespacedName::new(&item.namespace, &item.name));
             self.upsert_service(item.clone());
         }
-        for reference in &delta.remove_endpoints {
-            touched.services.insert(NamespacedName::new(&reference.namespace, &reference.service));
-            let gone = self.remove_endpoint(reference).filter(|_| reference.alive);
-            let service = NamespacedName::new(&reference.namespace, &reference.service);
-            touched.released.extend(gone.map(|endpoint| (service, endpoint)));
-        }
-        for item in &delta.upsert_endpoints {
-            touched.services.insert(NamespacedName::new(&item.namespace, &item.service));
-            self.upsert_endpoint(item)?;
+        for group in &delta.endpoints {
+            let name = NamespacedName::new(&group.namespace, &group.service);
+            for reference in &group.remove {
+                let gone = self.remove_endpoint(&name, reference).filter(|_| reference.alive);
+                touched.released.extend(gone.map(|endpoint| (name.clone(), endpoint)));
+            }
+            for endpoint in &group.upsert {
+                self.upsert_endpoint(&name, endpoint)?;
+            }
+            touched.services.insert(name);
         }
         for path in &delta.remove_pods {
             let key = NamespacedName::parse(path);
@@ -265,26 +281,42 @@ impl NodeView {
     /// The view as one full delta.
     #[must_use]
     pub fn to_delta(&self) -> NodeDelta {
-        NodeDelta {
-            from: None,
-            to: self.revision,
-            upsert_services: self.services.values().map(|service| service.item.clone()).collect(),
-            upsert_endpoints: self
-                .services
-                .iter()
-                .flat_map(|(key, service)| {
-                    service.endpoints.values().map(move |endpoint| EndpointItem {
-                        namespace: key.namespace.clone(),
-                        service: key.name.clone(),
-                        endpoint: Some(endpoint),
-                    })
-                })
-                .collect(),
-            upsert_pods: self.pods.values().cloned().collect(),
-            upsert_nodes: self.nodes.values().cloned().collect(),
-            digest: self.digest(),
-            ..NodeDelta::default()
-        }
+        self.parts(usize::MAX).next().unwrap_or_default()
+    }
+
+    /// The same in parts, none with many more than so many items: whoever handles one at a time needs little memory.
+    pub fn parts(&self, items: usize) -> impl Iterator<Item = NodeDelta> {
+        let mut services = self.services.iter();
+        let mut from = Some(None);
+        std::iter::from_fn(move || {
+            let mut part = NodeDelta { from: from?, to: self.revision, more: true, ..NodeDelta::default() };
+            if part.from.is_none() {
+                part.upsert_pods = self.pods.values().cloned().collect();
+                part.upsert_nodes = self.nodes.values().cloned().collect();
+            }
+            let mut count = 0;
+            while count < items {
+                let Some((name, service)) = services.next() else {
+                    part.more = false;
+                    break;
+                };
+                part.upsert_services.push(service.item.clone());
+                count += 1 + service.endpoints.len();
+                if !service.endpoints.is_empty() {
+                    part.endpoints.push(ServiceEndpoints {
+                        namespace: name.namespace.clone(),
+                        service: name.name.clone(),
+                        remove: Vec::new(),
+                        upsert: service.endpoints.values().collect(),
+                    });
+                }
+            }
+            if !part.more {
+                part.digest = self.digest();
+            }
+            from = part.more.then_some(Some(0));
+            Some(part)
+        })
     }
 
     fn upsert_service(&mut self, mut item: ServiceItem) {
@@ -313,24 +345,21 @@ impl NodeView {
         }
     }
 
-    fn upsert_endpoint(&mut self, item: &EndpointItem) -> Result<(), FoldError> {
-        let key = NamespacedName::new(&item.namespace, &item.service);
-        let Some(service) = self.services.get_mut(&key) else {
-            return Err(FoldError::UnknownService(key));
+    fn upsert_endpoint(&mut self, key: &NamespacedName, endpoint: &Endpoint) -> Result<(), FoldError> {
+        let Some(service) = self.services.get_mut(key) else {
+            return Err(FoldError::UnknownService(key.clone()));
         };
-        let endpoint = item.endpoint.clone().unwrap_or_default();
-        self.digest.add(ENDPOINT, &encode_endpoint(&key, &endpoint));
-        if let Some(old) = service.endpoints.insert(&endpoint) {
-            self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
+        self.digest.add(ENDPOINT, &encode_endpoint(key, endpoint));
+        if let Some(old) = service.endpoints.insert(endpoint) {
+            self.digest.remove(ENDPOINT, &encode_endpoint(key, &old));
         }
         Ok(())
     }
 
-    fn remove_endpoint(&mut self, reference: &EndpointRef) -> Option<Endpoint> {
-        let key = NamespacedName::new(&reference.namespace, &reference.service);
-        let service = self.services.get_mut(&key)?;
-        let old = service.endpoints.remove(&(reference.address.clone(), reference.pod_name.clone()))?;
-        self.digest.remove(ENDPOINT, &encode_endpoint(&key, &old));
+    fn remove_endpoint(&mut self, key: &NamespacedName, reference: &EndpointRef) -> Option<Endpoint> {
+        let service = self.services.get_mut(key)?;
+        let old = service.endpoints.take(reference)?;
+        self.digest.remove(ENDPOINT, &encode_endpoint(key, &old));
         Some(old)
     }
 }
@@ -396,10 +425,72 @@ pub fn pod_key(pod: &Pod) -> NamespacedName {
 }
 
 fn encode_endpoint(service: &NamespacedName, endpoint: &Endpoint) -> Vec<u8> {
-    EndpointItem {
+    ServiceEndpoints {
         namespace: service.namespace.clone(),
         service: service.name.clone(),
-        endpoint: Some(endpoint.clone()),
+        remove: Vec::new(),
+        upsert: vec![endpoint.clone()],
     }
     .encode_to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(address: &str, pod_name: &str) -> Endpoint {
+        Endpoint { address: address.into(), pod_name: pod_name.into(), ..Endpoint::default() }
+    }
+
+    fn view(services: usize) -> NodeView {
+        let item = |n| ServiceItem { namespace: "shop".into(), name: format!("s{n}"), ..ServiceItem::default() };
+        let endpoints = |n| ServiceEndpoints {
+            namespace: "shop".into(),
+            service: format!("s{n}"),
+            upsert: (0..n).map(|i| endpoint(&format!("10.244.{n}.{i}"), "p")).collect(),
+            ..ServiceEndpoints::default()
+        };
+        let mut view = NodeView::default();
+        let delta = NodeDelta {
+            to: 5,
+            upsert_services: (0..services).map(item).collect(),
+            endpoints: (0..services).map(endpoints).collect(),
+            upsert_nodes: vec![NodeItem { name: "n".into(), ..NodeItem::default() }],
+            ..NodeDelta::default()
+        };
+        view.fold(&delta).unwrap();
+        view
+    }
+
+    #[test]
+    fn parts_fold_to_the_view() {
+        for services in [0, 1, 7] {
+            for items in [1, 2, 3, 8, usize::MAX] {
+                let whole = view(services);
+                let mut folded = view(3);
+                for part in whole.parts(items) {
+                    folded.fold(&part).unwrap();
+                }
+                assert_eq!(folded, whole, "{services} services, {items} items");
+            }
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_found_by_its_address_if_no_other_has_it() {
+        let all = ["a p", "b ", "b p", "c p", "c q"].map(|one| one.split_once(' ').unwrap());
+        let list: EndpointList = all.iter().map(|(address, pod)| endpoint(address, pod)).collect();
+        let taken = |address: &str, pod_name: &str| {
+            let reference =
+                EndpointRef { address: address.into(), pod_name: pod_name.into(), ..EndpointRef::default() };
+            list.clone().take(&reference).map(|endpoint| endpoint.pod_name)
+        };
+        assert_eq!(taken("a", "").as_deref(), Some("p"));
+        assert_eq!(taken("a", "p").as_deref(), Some("p"));
+        assert_eq!(taken("a", "q"), None);
+        assert_eq!(taken("b", "").as_deref(), Some(""));
+        assert_eq!(taken("c", ""), None, "which of the two?");
+        assert_eq!(taken("c", "q").as_deref(), Some("q"));
+        assert_eq!(taken("d", ""), None);
+    }
 }

@@ -5,7 +5,9 @@
 use super::services::{all, replace};
 use super::spread;
 use fairlead_proto::v1::node_sync_server::{NodeSync, NodeSyncServer};
-use fairlead_proto::v1::{AgentMessage, NodeDelta, ServerMessage, Welcome, agent_message, server_message};
+use fairlead_proto::v1::{
+    AgentMessage, NodeDelta, ServerMessage, ServiceEndpoints, Welcome, agent_message, server_message,
+};
 use fairlead_proto::view::NodeView;
 use prost::Message as _;
 use std::process::{Child, Command, Stdio};
@@ -144,11 +146,10 @@ fn change(view: &NodeView, size: u32, round: &mut u32) -> NodeDelta {
     // A third of the address's bits stay free for the round: no address comes twice.
     let mut delta = replace(round.wrapping_mul(997) % (size - 1) + 1, *round, view.revision);
     // What was there is whatever an earlier round put there.
-    let gone = &mut delta.remove_endpoints[0];
-    let name = fairlead_proto::view::NamespacedName::new(&gone.namespace, &gone.service);
+    let group = &mut delta.endpoints[0];
+    let name = fairlead_proto::view::NamespacedName::new(&group.namespace, &group.service);
     if let Some(endpoint) = view.services.get(&name).and_then(|service| service.endpoints.values().next()) {
-        gone.address = endpoint.address;
-        gone.pod_name = endpoint.pod_name;
+        group.remove[0].address = endpoint.address;
     }
     delta
 }
@@ -178,25 +179,8 @@ impl Line {
     async fn full(&mut self, view: &NodeView) {
         let welcome = Welcome { cluster_id: "bench".into(), service_cidr: "10.96.0.0/12".into(), ..Welcome::default() };
         self.say(server_message::Kind::Welcome(welcome)).await;
-        let whole = view.to_delta();
-        let services: Vec<_> = whole.upsert_services.chunks(PART).collect();
-        let endpoints: Vec<_> = whole.upsert_endpoints.chunks(PART).collect();
-        let last = services.len() + endpoints.len() - 1;
-        for part in 0..=last {
-            let delta = NodeDelta {
-                from: (part > 0).then_some(0),
-                to: whole.to,
-                upsert_services: services.get(part).map(|items| items.to_vec()).unwrap_or_default(),
-                upsert_endpoints: part
-                    .checked_sub(services.len())
-                    .and_then(|at| endpoints.get(at))
-                    .map(|items| items.to_vec())
-                    .unwrap_or_default(),
-                digest: if part == last { view.digest() } else { Vec::new() },
-                more: part < last,
-                ..NodeDelta::default()
-            };
-            self.send(delta).await;
+        for part in view.parts(PART) {
+            self.send(part).await;
         }
         self.applied().await;
     }
@@ -233,18 +217,7 @@ impl Line {
                 let delta = change(view, size, round);
                 view.fold(&delta).expect("a delta that fits");
                 coalesced.to = delta.to;
-                // What came and went since the last acknowledgement was never sent.
-                let gone = delta.remove_endpoints.into_iter().filter(|gone| {
-                    let before = coalesced.upsert_endpoints.len();
-                    coalesced.upsert_endpoints.retain(|item| {
-                        let endpoint = item.endpoint.clone().unwrap_or_default();
-                        (&item.service, &endpoint.address) != (&gone.service, &gone.address)
-                    });
-                    coalesced.upsert_endpoints.len() == before
-                });
-                let gone: Vec<_> = gone.collect();
-                coalesced.remove_endpoints.extend(gone);
-                coalesced.upsert_endpoints.extend(delta.upsert_endpoints);
+                merge(&mut coalesced.endpoints, delta.endpoints);
             }
             coalesced.digest = view.digest();
             self.send(coalesced).await;
@@ -253,6 +226,24 @@ impl Line {
         }
         let share = (agent.cpu() - cpu).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0;
         format!("{} ms {share:.1} %", spread(times))
+    }
+}
+
+/// Of a service's endpoints, what came and went since the last acknowledgement is never sent.
+fn merge(into: &mut Vec<ServiceEndpoints>, groups: Vec<ServiceEndpoints>) {
+    for group in groups {
+        let Some(old) = into.iter_mut().find(|old| old.service == group.service) else {
+            into.push(group);
+            continue;
+        };
+        for gone in group.remove {
+            let before = old.upsert.len();
+            old.upsert.retain(|endpoint| endpoint.address != gone.address);
+            if old.upsert.len() == before {
+                old.remove.push(gone);
+            }
+        }
+        old.upsert.extend(group.upsert);
     }
 }
 

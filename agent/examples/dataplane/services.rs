@@ -1,6 +1,6 @@
 //! The services that are measured: of one port and two endpoints each, with names as long as real ones are.
 
-use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, EndpointRef, NodeDelta, ServiceItem, ServicePort};
+use fairlead_proto::v1::{Endpoint, EndpointPort, EndpointRef, NodeDelta, ServiceEndpoints, ServiceItem, ServicePort};
 use std::net::Ipv4Addr;
 
 const NAMESPACE: &str = "shop";
@@ -39,9 +39,9 @@ pub fn item(index: u32) -> ServiceItem {
     }
 }
 
-/// An endpoint of a service.
-pub fn endpoint(index: u32, address: Ipv4Addr) -> EndpointItem {
-    let endpoint = Endpoint {
+/// An endpoint.
+pub fn endpoint(address: Ipv4Addr) -> Endpoint {
+    Endpoint {
         address: address.to_string(),
         node_name: "node-17".into(),
         zone: "eu-west-1a".into(),
@@ -50,8 +50,17 @@ pub fn endpoint(index: u32, address: Ipv4Addr) -> EndpointItem {
         serving: true,
         ports: vec![EndpointPort { port: 8080, protocol: "TCP".into(), ..EndpointPort::default() }],
         ..Endpoint::default()
-    };
-    EndpointItem { namespace: NAMESPACE.into(), service: name(index), endpoint: Some(endpoint) }
+    }
+}
+
+/// A change of a service's endpoints.
+fn change(index: u32, remove: Vec<EndpointRef>, upsert: Vec<Endpoint>) -> ServiceEndpoints {
+    ServiceEndpoints { namespace: NAMESPACE.into(), service: name(index), remove, upsert }
+}
+
+/// Both endpoints of a service.
+fn both(index: u32) -> ServiceEndpoints {
+    change(index, Vec::new(), (0..2).map(|which| endpoint(address(index, which))).collect())
 }
 
 /// So many services with two endpoints each, as a full view.
@@ -59,41 +68,30 @@ pub fn all(size: u32) -> NodeDelta {
     NodeDelta {
         to: 1,
         upsert_services: (0..size).map(item).collect(),
-        upsert_endpoints: (0..size)
-            .flat_map(|index| (0..2).map(move |which| endpoint(index, address(index, which))))
-            .collect(),
+        endpoints: (0..size).map(both).collect(),
         ..NodeDelta::default()
     }
 }
 
 /// One service more.
 pub fn add(index: u32, revision: u64) -> NodeDelta {
-    let endpoints = (0..2).map(|which| endpoint(index, address(index, which)));
     NodeDelta {
         from: Some(revision),
         to: revision + 1,
         upsert_services: vec![item(index)],
-        upsert_endpoints: endpoints.collect(),
+        endpoints: vec![both(index)],
         ..NodeDelta::default()
     }
 }
 
 /// One endpoint in another's place.
 pub fn replace(index: u32, round: u32, revision: u64) -> NodeDelta {
-    let old = address(index, 0).to_string();
-    let gone = EndpointRef {
-        namespace: NAMESPACE.into(),
-        service: name(index),
-        pod_name: pod_name(&old),
-        address: old,
-        alive: false,
-    };
+    let gone = EndpointRef { address: address(index, 0).to_string(), ..EndpointRef::default() };
     let new = Ipv4Addr::from_bits(Ipv4Addr::new(10, 245, 0, 0).to_bits() + round);
     NodeDelta {
         from: Some(revision),
         to: revision + 1,
-        remove_endpoints: vec![gone],
-        upsert_endpoints: vec![endpoint(index, new)],
+        endpoints: vec![change(index, vec![gone], vec![endpoint(new)])],
         ..NodeDelta::default()
     }
 }

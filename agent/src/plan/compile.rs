@@ -82,6 +82,19 @@ impl<P: Plane> Desired<P> {
         self.update_paced(view, &all, pace)
     }
 
+    /// The same for a kernel that must be read anyway: without ops, and the book is left to `adopt`.
+    pub fn replace_all(&mut self, view: &NodeView, pace: Pace<'_>) -> Step<P> {
+        self.zone = zone(view, &self.facts);
+        let all = self.services.keys().chain(view.services.keys()).cloned().collect();
+        self.replace(view, &all, pace)
+    }
+
+    /// The same for one of which these services changed.
+    pub fn replace(&mut self, view: &NodeView, touched: &BTreeSet<NamespacedName>, pace: Pace<'_>) -> Step<P> {
+        let changed = touched.iter().filter(|name| self.recompile(name, (view, pace)).is_some()).count();
+        Step { ops: Vec::new(), complete: changed == 0 }
+    }
+
     /// Brings it to a view of which these services changed.
     pub fn update(&mut self, view: &NodeView, touched: &BTreeSet<NamespacedName>) -> Step<P> {
         self.update_paced(view, touched, PLAIN)
@@ -91,20 +104,27 @@ impl<P: Plane> Desired<P> {
     pub fn update_paced(&mut self, view: &NodeView, touched: &BTreeSet<NamespacedName>, pace: Pace<'_>) -> Step<P> {
         let mut changes = Changes::new();
         for name in touched {
-            let old = self.services.get(name).cloned();
-            let mut compile = |service: &ServiceView| {
-                P::service(service, (&self.facts, &self.zone), (old.as_deref(), &mut self.book))
-            };
-            let new = view.services.get(name).and_then(|service| compile(&pace(name, service))).map(Arc::new);
-            if old != new {
-                match &new {
-                    Some(new) => self.services.insert(name.clone(), new.clone()),
-                    None => self.services.remove(name),
-                };
-                changes.insert(name.clone(), Change { old, new });
+            if let Some(change) = self.recompile(name, (view, pace)) {
+                changes.insert(name.clone(), change);
             }
         }
         let (ops, complete) = P::step(&changes, &self.facts, &mut self.book);
         Step { ops, complete }
+    }
+
+    /// Compiles one service anew. `None`: nothing changed.
+    fn recompile(&mut self, name: &NamespacedName, (view, pace): (&NodeView, Pace<'_>)) -> Option<Change<P>> {
+        let old = self.services.get(name).cloned();
+        let mut compile =
+            |service: &ServiceView| P::service(service, (&self.facts, &self.zone), (old.as_deref(), &mut self.book));
+        let new = view.services.get(name).and_then(|service| compile(&pace(name, service))).map(Arc::new);
+        if old == new {
+            return None;
+        }
+        match &new {
+            Some(new) => self.services.insert(name.clone(), new.clone()),
+            None => self.services.remove(name),
+        };
+        Some(Change { old, new })
     }
 }

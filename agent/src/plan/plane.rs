@@ -32,7 +32,8 @@ pub trait Plane: Clone + fmt::Debug + PartialEq + Send + Sync + Sized + 'static 
     /// are all there is to it. If not, the kernel must be read.
     fn step(changes: &Changes<Self>, facts: &NodeFacts, book: &mut Self::Book) -> (Vec<Self::Op>, bool);
 
-    /// Takes over what is free to choose (numbers, order) from a kernel, so that what it holds already needs no change.
+    /// Makes the book anew, whatever is in it, and takes over what is free to choose (numbers, order) from a kernel, so that
+    /// what it holds already needs no change.
     fn adopt(desired: &mut Desired<Self>, observed: &Self::Observed);
 
     /// From an observed kernel to the desired one.

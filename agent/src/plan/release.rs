@@ -38,6 +38,11 @@ impl Releases {
         self.services.remove(name);
     }
 
+    /// Forgets services that are no more.
+    pub fn keep(&mut self, exists: impl Fn(&NamespacedName) -> bool) {
+        self.services.retain(|name, _| exists(name));
+    }
+
     /// Forgets those whose time is over. The services that change by it.
     pub fn expire(&mut self, now_ms: u64) -> BTreeSet<NamespacedName> {
         let mut changed = BTreeSet::new();

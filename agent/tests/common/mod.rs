@@ -13,7 +13,9 @@ pub mod server;
 pub mod traced;
 
 use fairlead_agent::plan::{Desired, IptablesPlane, IpvsPlane, Names, NodeFacts, compile};
-use fairlead_proto::v1::{Endpoint, EndpointItem, EndpointPort, NodeDelta, NodeItem, ServiceItem, ServicePort};
+use fairlead_proto::v1::{
+    Endpoint, EndpointPort, EndpointRef, NodeDelta, NodeItem, ServiceEndpoints, ServiceItem, ServicePort,
+};
 use fairlead_proto::view::NodeView;
 
 /// Facts of a node whose pods are 10.244.0.0/16.
@@ -80,24 +82,29 @@ pub fn endpoint(address: &str, node: &str, ports: &[&str]) -> Endpoint {
 
 /// A whole view as one delta.
 pub fn full(revision: u64, services: &[(ServiceItem, Vec<Endpoint>)]) -> NodeDelta {
-    let items = |(service, endpoints): &(ServiceItem, Vec<Endpoint>)| {
-        let (namespace, name) = (service.namespace.clone(), service.name.clone());
-        endpoints
-            .iter()
-            .map(|endpoint| EndpointItem {
-                namespace: namespace.clone(),
-                service: name.clone(),
-                endpoint: Some(endpoint.clone()),
-            })
-            .collect::<Vec<_>>()
+    let group = |(service, endpoints): &(ServiceItem, Vec<Endpoint>)| ServiceEndpoints {
+        namespace: service.namespace.clone(),
+        service: service.name.clone(),
+        remove: Vec::new(),
+        upsert: endpoints.clone(),
     };
     NodeDelta {
         to: revision,
         upsert_services: services.iter().map(|(service, _)| service.clone()).collect(),
-        upsert_endpoints: services.iter().flat_map(items).collect(),
+        endpoints: services.iter().map(group).collect(),
         upsert_nodes: vec![NodeItem { name: "node1".into(), zone: "a".into(), ..NodeItem::default() }],
         ..NodeDelta::default()
     }
+}
+
+/// What becomes of endpoints of a service in namespace default.
+pub fn changed(service: &str, remove: &[EndpointRef], upsert: &[Endpoint]) -> Vec<ServiceEndpoints> {
+    vec![ServiceEndpoints {
+        namespace: "default".into(),
+        service: service.into(),
+        remove: remove.to_vec(),
+        upsert: upsert.to_vec(),
+    }]
 }
 
 /// A view's rules for iptables.

@@ -1,6 +1,6 @@
 //! Random views, and the deltas between them.
 
-use fairlead_proto::v1::{Endpoint, EndpointPort, NodeDelta, ServiceItem, ServicePort};
+use fairlead_proto::v1::{Endpoint, EndpointPort, EndpointRef, NodeDelta, ServiceEndpoints, ServiceItem, ServicePort};
 use fairlead_proto::view::{NodeView, endpoint_id};
 use proptest::prelude::*;
 
@@ -88,33 +88,22 @@ pub fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDe
     let mut delta = NodeDelta { from: Some(from), to, ..NodeDelta::default() };
     delta.remove_services =
         old.services.keys().filter(|name| !new.services.contains_key(name)).map(ToString::to_string).collect();
-    let whole = new.to_delta();
     for (name, service) in &new.services {
         let before = old.services.get(name);
         if before == Some(service) {
             continue;
         }
         delta.upsert_services.push(service.item.clone());
-        for id in before
-            .into_iter()
-            .flat_map(|before| before.endpoints.values().map(|endpoint| endpoint_id(&endpoint)))
-            .filter(|id| service.endpoints.get(id).is_none())
-        {
-            delta.remove_endpoints.push(fairlead_proto::v1::EndpointRef {
-                namespace: name.namespace.clone(),
-                service: name.name.clone(),
-                address: id.0,
-                pod_name: id.1,
-                alive: false,
-            });
-        }
-        delta.upsert_endpoints.extend(
-            whole
-                .upsert_endpoints
-                .iter()
-                .filter(|item| item.namespace == name.namespace && item.service == name.name)
-                .cloned(),
-        );
+        let gone = before.into_iter().flat_map(|before| before.endpoints.values());
+        let gone = gone.filter(|old| service.endpoints.get(&endpoint_id(old)).is_none());
+        delta.endpoints.push(ServiceEndpoints {
+            namespace: name.namespace.clone(),
+            service: name.name.clone(),
+            remove: gone
+                .map(|old| EndpointRef { address: old.address, pod_name: old.pod_name, alive: false })
+                .collect(),
+            upsert: service.endpoints.values().collect(),
+        });
     }
     delta
 }

@@ -14,7 +14,8 @@ use std::net::IpAddr;
 
 /// Label of the records of headless services, as Kubernetes' controllers set it.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// Label with a node's zone, as in Kubernetes.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// The whole record of a service: metadata has name, namespace and labels only.
 pub fn derive<'a>(

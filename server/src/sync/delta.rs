@@ -5,22 +5,17 @@
 
 use crate::machine::derive::{is_finished, pod_address};
 use crate::machine::{Change, Snapshot, State};
+use crate::sync::item::{node_endpoint, node_item, pod_item, service_item};
 use fairlead_proto::model::Key;
-use fairlead_proto::model::annotations;
 use fairlead_proto::v1::{
-    Condition, Endpoint, EndpointItem, EndpointPort, EndpointRef, Endpoints, Kind, Node, NodeDelta, NodeItem, Object,
-    ObjectMeta, Pod, PodStatus, Service, ServiceItem,
+    Endpoint, EndpointRef, Endpoints, Kind, NodeDelta, NodeItem, Object, Pod, ServiceEndpoints, ServiceItem,
 };
 use fairlead_proto::view::{NamespacedName, NodeView, ViewDigest, endpoint_id};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Items in one message of a delta; larger deltas are cut into parts (`NodeDelta::more`).
 pub const PART_ITEMS: usize = 2_000;
-
-/// Services with this label are another proxy's business (Kubernetes' `service.kubernetes.io/service-proxy-name`).
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// A published snapshot with the digest of everything that all nodes' views share.
 #[derive(Clone)]
@@ -97,9 +92,7 @@ pub fn full(state: &State, node: &str) -> NodeView {
         let Some(item) = object.as_service().and_then(service_item) else { continue };
         let name = NamespacedName::new(&item.namespace, &item.name);
         delta.upsert_services.push(item);
-        for endpoint in endpoints_of(state, &name) {
-            delta.upsert_endpoints.push(endpoint_item(&name, endpoint));
-        }
+        delta.endpoints.push(ServiceEndpoints { upsert: endpoints_of(state, &name).collect(), ..of_service(&name) });
     }
     delta.upsert_nodes = state.list(Kind::Node, "").filter_map(|object| object.as_node()).map(node_item).collect();
     delta.upsert_pods = state.pods_on_node(node).filter_map(|object| object.as_pod()).map(pod_item).collect();
@@ -120,18 +113,15 @@ pub fn delta(stamped: &Stamped, node: &str, have: Option<u64>) -> Option<NodeDel
     let shared = shared_delta(state, &changed);
     let mut delta = NodeDelta { from: Some(from), to: state.revision(), ..NodeDelta::default() };
     // An item that is merely replaced needs no removal: upserting it does that.
-    let replaced: std::collections::BTreeSet<_> =
-        shared.services.iter().map(|item| (&item.namespace, &item.name)).collect();
+    let replaced: BTreeSet<_> = shared.services.iter().map(|item| (&item.namespace, &item.name)).collect();
     delta.remove_services = shared
         .services_gone
         .iter()
         .filter(|item| !replaced.contains(&(&item.namespace, &item.name)))
         .map(|item| format!("{}/{}", item.namespace, item.name))
         .collect();
-    let removed: std::collections::BTreeSet<_> = delta.remove_services.iter().cloned().collect();
-    delta.remove_endpoints = removed_endpoints(&shared, &removed, state);
-    delta.upsert_endpoints =
-        shared.endpoints.iter().map(|(name, endpoint)| endpoint_item(name, endpoint.clone())).collect();
+    let removed: BTreeSet<_> = delta.remove_services.iter().cloned().collect();
+    delta.endpoints = endpoints_delta(&shared, &removed, state);
     delta.upsert_services = shared.services;
     for (old, new) in shared.nodes {
         match (old, new) {
@@ -158,7 +148,8 @@ pub fn step(stamped: &Stamped, node: &str, from: u64) -> NodeDelta {
 /// Cuts a delta into messages of at most [`PART_ITEMS`] items. Services come before their endpoints, in every cut.
 #[must_use]
 pub fn parts(delta: NodeDelta) -> Vec<NodeDelta> {
-    let items = delta.upsert_services.len() + delta.upsert_endpoints.len() + delta.remove_endpoints.len();
+    let endpoints = delta.endpoints.iter().map(|group| group.remove.len() + group.upsert.len()).sum::<usize>();
+    let items = delta.upsert_services.len() + endpoints;
     if items <= PART_ITEMS {
         return vec![delta];
     }
@@ -166,20 +157,42 @@ pub fn parts(delta: NodeDelta) -> Vec<NodeDelta> {
     let mut rest = delta;
     let digest = std::mem::take(&mut rest.digest);
     let services = std::mem::take(&mut rest.upsert_services);
-    let gone = std::mem::take(&mut rest.remove_endpoints);
-    let endpoints = std::mem::take(&mut rest.upsert_endpoints);
+    let endpoints = std::mem::take(&mut rest.endpoints);
     let to = rest.to;
     let mut parts = vec![rest];
     let empty = || NodeDelta { from: Some(base), to, ..NodeDelta::default() };
     parts.extend(services.chunks(PART_ITEMS).map(|chunk| NodeDelta { upsert_services: chunk.to_vec(), ..empty() }));
-    parts.extend(gone.chunks(PART_ITEMS).map(|chunk| NodeDelta { remove_endpoints: chunk.to_vec(), ..empty() }));
-    parts.extend(endpoints.chunks(PART_ITEMS).map(|chunk| NodeDelta { upsert_endpoints: chunk.to_vec(), ..empty() }));
+    parts.extend(cut(endpoints).into_iter().map(|endpoints| NodeDelta { endpoints, ..empty() }));
     for part in &mut parts {
         part.more = true;
     }
     if let Some(last) = parts.last_mut() {
         last.more = false;
         last.digest = digest;
+    }
+    parts
+}
+
+/// Groups of at most [`PART_ITEMS`] endpoints; a service's may be in several.
+fn cut(groups: Vec<ServiceEndpoints>) -> Vec<Vec<ServiceEndpoints>> {
+    let mut parts: Vec<Vec<ServiceEndpoints>> = Vec::new();
+    let mut room = 0;
+    for group in groups {
+        let (mut remove, mut upsert) = (group.remove.into_iter().peekable(), group.upsert.into_iter().peekable());
+        while remove.peek().is_some() || upsert.peek().is_some() {
+            if room == 0 {
+                parts.push(Vec::new());
+                room = PART_ITEMS;
+            }
+            let remove: Vec<_> = remove.by_ref().take(room).collect();
+            let upsert: Vec<_> = upsert.by_ref().take(room - remove.len()).collect();
+            room -= remove.len() + upsert.len();
+            let (namespace, service) = (group.namespace.clone(), group.service.clone());
+            let piece = ServiceEndpoints { namespace, service, remove, upsert };
+            if let Some(part) = parts.last_mut() {
+                part.push(piece);
+            }
+        }
     }
     parts
 }
@@ -203,6 +216,8 @@ struct SharedDelta {
     services_gone: Vec<ServiceItem>,
     services: Vec<ServiceItem>,
     endpoints_gone: Vec<(NamespacedName, Endpoint)>,
+    /// Addresses that several of a service's old endpoints have.
+    shared_addresses: BTreeSet<(NamespacedName, String)>,
     endpoints: Vec<(NamespacedName, Endpoint)>,
     nodes: Vec<(Option<NodeItem>, Option<NodeItem>)>,
 }
@@ -210,7 +225,7 @@ struct SharedDelta {
 fn shared_delta(state: &State, changed: &BTreeMap<Key, Option<Arc<Object>>>) -> SharedDelta {
     let mut delta = SharedDelta::default();
     // Services whose own object or endpoints record changed, each once.
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = BTreeSet::new();
     for (key, old) in changed {
         match key.kind {
             Kind::Service | Kind::Endpoints => {
@@ -253,6 +268,10 @@ fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &
         Some(_) => endpoints_of(state, name).map(|endpoint| (endpoint_id(&endpoint), endpoint)).collect(),
         None => BTreeMap::new(),
     };
+    let neighbours = old_endpoints.keys().zip(old_endpoints.keys().skip(1));
+    for ((address, _), _) in neighbours.filter(|(one, next)| one.0 == next.0) {
+        delta.shared_addresses.insert((name.clone(), address.clone()));
+    }
     for (id, old) in &old_endpoints {
         if new_endpoints.get(id) != Some(old) {
             delta.endpoints_gone.push((name.clone(), old.clone()));
@@ -269,27 +288,26 @@ fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &
     }
 }
 
-fn removed_endpoints(
-    shared: &SharedDelta,
-    services_removed: &std::collections::BTreeSet<String>,
-    state: &State,
-) -> Vec<EndpointRef> {
-    let replaced: std::collections::BTreeSet<_> =
-        shared.endpoints.iter().map(|(name, endpoint)| (name, endpoint_id(endpoint))).collect();
-    shared
-        .endpoints_gone
-        .iter()
-        .filter(|(name, endpoint)| {
-            !replaced.contains(&(name, endpoint_id(endpoint))) && !services_removed.contains(&name.to_string())
-        })
-        .map(|(name, endpoint)| EndpointRef {
-            namespace: name.namespace.clone(),
-            service: name.name.clone(),
+/// What becomes of endpoints, by service.
+fn endpoints_delta(shared: &SharedDelta, services_removed: &BTreeSet<String>, state: &State) -> Vec<ServiceEndpoints> {
+    let mut groups: BTreeMap<&NamespacedName, ServiceEndpoints> = BTreeMap::new();
+    // An endpoint that is merely replaced needs no removal: upserting it does that.
+    let replaced: BTreeSet<_> = shared.endpoints.iter().map(|(name, endpoint)| (name, endpoint_id(endpoint))).collect();
+    for (name, endpoint) in &shared.endpoints_gone {
+        if replaced.contains(&(name, endpoint_id(endpoint))) || services_removed.contains(&name.to_string()) {
+            continue;
+        }
+        let ambiguous = shared.shared_addresses.contains(&(name.clone(), endpoint.address.clone()));
+        groups.entry(name).or_insert_with(|| of_service(name)).remove.push(EndpointRef {
             address: endpoint.address.clone(),
-            pod_name: endpoint.pod_name.clone(),
+            pod_name: if ambiguous { endpoint.pod_name.clone() } else { String::new() },
             alive: !endpoint.terminating && !endpoint.lost && goes_on(state, name, endpoint),
-        })
-        .collect()
+        });
+    }
+    for (name, endpoint) in &shared.endpoints {
+        groups.entry(name).or_insert_with(|| of_service(name)).upsert.push(endpoint.clone());
+    }
+    groups.into_values().collect()
 }
 
 /// The pod behind a removed endpoint is still there, at its address.
@@ -320,8 +338,7 @@ fn add_pods(delta: &mut NodeDelta, state: &State, of: (&str, &BTreeMap<Key, Opti
 fn is_empty(delta: &NodeDelta) -> bool {
     delta.remove_services.is_empty()
         && delta.upsert_services.is_empty()
-        && delta.remove_endpoints.is_empty()
-        && delta.upsert_endpoints.is_empty()
+        && delta.endpoints.is_empty()
         && delta.remove_pods.is_empty()
         && delta.upsert_pods.is_empty()
         && delta.remove_nodes.is_empty()
@@ -347,141 +364,16 @@ fn endpoints_of(state: &State, service: &NamespacedName) -> impl Iterator<Item =
     endpoints.map(node_endpoint)
 }
 
-/// What a node's rules need of an endpoint: every node keeps, and is sent, every endpoint.
-fn node_endpoint(endpoint: &Endpoint) -> Endpoint {
-    let port = |port: &EndpointPort| EndpointPort {
-        name: port.name.clone(),
-        port: port.port,
-        protocol: port.protocol.clone(),
-        app_protocol: None,
-    };
-    Endpoint {
-        address: endpoint.address.clone(),
-        node_name: endpoint.node_name.clone(),
-        zone: endpoint.zone.clone(),
-        hostname: String::new(),
-        pod_name: endpoint.pod_name.clone(),
-        pod_uid: String::new(),
-        ready: endpoint.ready,
-        serving: endpoint.serving,
-        terminating: endpoint.terminating,
-        ports: endpoint.ports.iter().map(port).collect(),
-        weight: endpoint.weight,
-        lost: endpoint.lost,
+fn of_service(service: &NamespacedName) -> ServiceEndpoints {
+    ServiceEndpoints {
+        namespace: service.namespace.clone(),
+        service: service.name.clone(),
+        ..ServiceEndpoints::default()
     }
-}
-
-fn endpoint_item(service: &NamespacedName, endpoint: Endpoint) -> EndpointItem {
-    EndpointItem { namespace: service.namespace.clone(), service: service.name.clone(), endpoint: Some(endpoint) }
 }
 
 fn on_node(pod: &Pod, node: &str) -> bool {
     pod.spec.as_ref().is_some_and(|spec| spec.node_name == node)
-}
-
-/// What a node's rules need of a service; `None` if no node programs it (headless, ExternalName, another proxy's).
-#[must_use]
-pub fn service_item(service: &Service) -> Option<ServiceItem> {
-    let metadata = service.metadata.as_ref()?;
-    let spec = service.spec.as_ref()?;
-    if spec.r#type == "ExternalName" || metadata.labels.contains_key(PROXY_NAME_LABEL) {
-        return None;
-    }
-    let cluster_ips: Vec<String> =
-        if spec.cluster_ips.is_empty() { vec![spec.cluster_ip.clone()] } else { spec.cluster_ips.clone() };
-    if cluster_ips.iter().any(|ip| ip.is_empty() || ip == "None") {
-        return None;
-    }
-    let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let affinity = if spec.session_affinity == "ClientIP" {
-        let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-        config.and_then(|config| config.timeout_seconds).map_or(10_800, i32::unsigned_abs)
-    } else {
-        0
-    };
-    Some(ServiceItem {
-        namespace: metadata.namespace.clone(),
-        name: metadata.name.clone(),
-        r#type: spec.r#type.clone(),
-        cluster_ips,
-        ports: spec.ports.clone(),
-        external_ips: spec.external_ips.clone(),
-        load_balancer_ips: ingress
-            .map(|status| {
-                status
-                    .ingress
-                    .iter()
-                    .filter(|one| !one.ip.is_empty() && one.ip_mode.as_deref() != Some("Proxy"))
-                    .map(|one| one.ip.clone())
-                    .collect()
-            })
-            .unwrap_or_default(),
-        load_balancer_source_ranges: spec.load_balancer_source_ranges.clone(),
-        affinity_seconds: affinity,
-        internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        external_local: spec.external_traffic_policy == "Local",
-        health_check_node_port: spec.health_check_node_port.unsigned_abs(),
-        traffic_distribution: spec.traffic_distribution.clone().unwrap_or_default(),
-        annotations: metadata
-            .annotations
-            .iter()
-            .filter(|(key, _)| key.starts_with(annotations::DOMAIN))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect(),
-    })
-}
-
-/// What a node's agent needs of a pod of its own: enough to probe it, and the Ready status that the cluster believes.
-#[must_use]
-pub fn pod_item(pod: &Pod) -> Pod {
-    let metadata = pod.metadata.clone().unwrap_or_default();
-    let status = pod.status.clone().unwrap_or_default();
-    let ready = status.conditions.iter().find(|condition| condition.r#type == "Ready");
-    Pod {
-        metadata: Some(ObjectMeta {
-            name: metadata.name,
-            namespace: metadata.namespace,
-            uid: metadata.uid,
-            labels: metadata.labels,
-            deletion_timestamp: metadata.deletion_timestamp,
-            deletion_grace_period_seconds: metadata.deletion_grace_period_seconds,
-            ..ObjectMeta::default()
-        }),
-        spec: pod.spec.clone(),
-        status: Some(PodStatus {
-            phase: status.phase,
-            pod_ip: status.pod_ip,
-            pod_ips: status.pod_ips,
-            conditions: ready
-                .map(|condition| Condition {
-                    r#type: condition.r#type.clone(),
-                    status: condition.status.clone(),
-                    ..Condition::default()
-                })
-                .into_iter()
-                .collect(),
-            ..PodStatus::default()
-        }),
-        extra_json: String::new(),
-    }
-}
-
-/// What nodes need of one another.
-#[must_use]
-pub fn node_item(node: &Node) -> NodeItem {
-    let metadata = node.metadata.as_ref();
-    NodeItem {
-        name: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
-        addresses: node
-            .status
-            .as_ref()
-            .map(|status| {
-                status.addresses.iter().filter(|one| one.r#type != "Hostname").map(|one| one.address.clone()).collect()
-            })
-            .unwrap_or_default(),
-        zone: metadata.and_then(|metadata| metadata.labels.get(ZONE_LABEL).cloned()).unwrap_or_default(),
-        pod_cidr: node.spec.as_ref().map(|spec| spec.pod_cidr.clone()).unwrap_or_default(),
-    }
 }
 
 #[cfg(test)]
@@ -543,14 +435,11 @@ mod tests {
         }
         let stamped = Stamped::new(Arc::new(world.snapshot.clone()));
         let mut whole = delta(&stamped, "n1", None).unwrap();
-        let endpoint = whole.upsert_endpoints[0].clone();
-        whole.upsert_endpoints.extend((0..PART_ITEMS * 2).map(|number| {
-            let mut more = endpoint.clone();
-            if let Some(endpoint) = &mut more.endpoint {
-                endpoint.pod_name = format!("more-{number}");
-            }
-            more
-        }));
+        let group = &mut whole.endpoints[0].upsert;
+        let endpoint = group[0].clone();
+        group.extend(
+            (0..PART_ITEMS * 2).map(|number| Endpoint { pod_name: format!("more-{number}"), ..endpoint.clone() }),
+        );
         whole.digest.clear();
         let mut at_once = NodeView::default();
         at_once.fold(&whole).unwrap();
@@ -579,7 +468,9 @@ mod tests {
         world.run(world::status_command(changed));
         let after = before.advance(Arc::new(world.snapshot.clone()));
         let delta = delta(&after, "n1", Some(before.snapshot.state.revision())).unwrap();
-        assert_eq!((delta.upsert_endpoints.len(), delta.remove_endpoints.len()), (1, 1));
+        let [group] = delta.endpoints.as_slice() else { panic!("{:?}", delta.endpoints) };
+        assert_eq!((group.service.as_str(), group.upsert.len(), group.remove.len()), ("s7", 1, 1));
+        assert_eq!(group.remove[0].pod_name, "", "its address is enough");
         assert!(delta.upsert_services.is_empty() && delta.upsert_pods.is_empty());
     }
 
@@ -602,7 +493,24 @@ mod tests {
         let after = before.advance(Arc::new(world.snapshot.clone()));
         let delta = delta(&after, "n1", Some(before.snapshot.state.revision())).unwrap();
         let told: BTreeMap<&str, bool> =
-            delta.remove_endpoints.iter().map(|one| (one.pod_name.as_str(), one.alive)).collect();
-        assert_eq!(told, BTreeMap::from([("relabelled", true), ("deleted", false), ("moved", false)]));
+            delta.endpoints[0].remove.iter().map(|one| (one.address.as_str(), one.alive)).collect();
+        assert_eq!(told, BTreeMap::from([("10.0.0.1", true), ("10.0.0.2", false), ("10.0.0.3", false)]));
+    }
+
+    #[test]
+    fn of_two_endpoints_at_one_address_the_removed_one_is_named() {
+        let mut world = World::new();
+        world.create(world::service("web"));
+        for name in ["one", "two"] {
+            world.create(world::pod(name, "web", "10.0.0.1"));
+        }
+        let before = Stamped::new(Arc::new(world.snapshot.clone()));
+        let mut view = full(world.state(), "n1");
+        world.delete(Kind::Pod, "one");
+        let after = before.advance(Arc::new(world.snapshot.clone()));
+        let delta = delta(&after, "n1", Some(view.revision)).unwrap();
+        assert_eq!(delta.endpoints[0].remove[0].pod_name, "one");
+        fold(&mut view, delta);
+        assert_eq!(view, full(world.state(), "n1"));
     }
 }

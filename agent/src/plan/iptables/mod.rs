@@ -79,7 +79,10 @@ impl Plane for IptablesPlane {
         (diff::step(changes, facts), complete)
     }
 
-    fn adopt(_: &mut Desired<Self>, _: &Observed) {}
+    fn adopt(desired: &mut Desired<Self>, _: &Observed) {
+        let v6_services = desired.services.values().filter(|rules| !rules.v6.is_empty()).count();
+        desired.book = Book { v6_services };
+    }
 
     fn diff(observed: &Observed, desired: &Desired<Self>, style: Style) -> Vec<Op> {
         diff::diff(observed, desired, style)

@@ -83,6 +83,21 @@ impl Book {
     }
 }
 
+impl Book {
+    /// Notes a service that wasn't in it, and whose elements a kernel is compared with anyway.
+    pub fn take_in(&mut self, name: &NamespacedName, rules: &Rules, facts: &NodeFacts) {
+        let step = Step { name, old: None, new: Some(rules) };
+        for family in Family::ALL.into_iter().filter(|family| !rules.family(*family).is_empty()) {
+            let ops = &mut Vec::new();
+            let mut writer = Writer { page: self.page_mut(family), family, facts, ops };
+            writer.grow(step);
+            let mut elements = writer.elements(step.new);
+            let shared = split_shared(&mut elements, rules.family(family), family);
+            writer.shared(name, &Elements::new(), &shared);
+        }
+    }
+}
+
 impl Page {
     /// What the table should be, but for its elements.
     #[must_use]

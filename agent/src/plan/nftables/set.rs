@@ -5,6 +5,7 @@
 use crate::plan::Family;
 use crate::plan::service::Protocol;
 use ipnet::IpNet;
+use smallvec::SmallVec;
 use std::net::{IpAddr, SocketAddr};
 
 /// Bits of a pool's word that are its id; the others are its class.
@@ -210,13 +211,20 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
     }
 }
 
-/// Key or data of an element, as the kernel has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bytes(Vec<u8>);
+/// Key or data of an element, as the kernel has it. Those of IPv4 need no allocation.
+#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(SmallVec<[u8; 16]>);
+
+impl Clone for Bytes {
+    fn clone(&self) -> Self {
+        // The derived one copies byte by byte.
+        Self::copy(&self.0)
+    }
+}
 
 impl Bytes {
     /// Nothing: the data of an element that has none.
-    pub const NONE: Self = Self(Vec::new());
+    pub const NONE: Self = Self(SmallVec::new_const());
 
     /// [`Bytes::NONE`].
     #[must_use]
@@ -227,15 +235,15 @@ impl Bytes {
     /// As read from the kernel.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Self {
-        let mut padded = bytes.to_vec();
-        padded.resize(bytes.len().next_multiple_of(4), 0);
-        Self(padded)
+        let mut padded = Self::copy(bytes);
+        padded.0.resize(bytes.len().next_multiple_of(4), 0);
+        padded
     }
 
     /// A number.
     #[must_use]
     pub fn number(value: u32) -> Self {
-        Self(value.to_ne_bytes().to_vec())
+        Self::copy(&value.to_ne_bytes())
     }
 
     /// (pool, slot).
@@ -248,15 +256,15 @@ impl Bytes {
     #[must_use]
     pub fn address(address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(address) => Self(address.octets().to_vec()),
-            IpAddr::V6(address) => Self(address.octets().to_vec()),
+            IpAddr::V4(address) => Self::copy(&address.octets()),
+            IpAddr::V6(address) => Self::copy(&address.octets()),
         }
     }
 
     /// (protocol, port).
     #[must_use]
     pub fn node_port(protocol: Protocol, port: u16) -> Self {
-        Self(vec![protocol_number(protocol), 0, 0, 0]).and(&Self::port(port))
+        Self::copy(&[protocol_number(protocol), 0, 0, 0]).and(&Self::port(port))
     }
 
     /// (address, protocol, port).
@@ -310,7 +318,11 @@ impl Bytes {
 
     fn port(port: u16) -> Self {
         let [high, low] = port.to_be_bytes();
-        Self(vec![high, low, 0, 0])
+        Self::copy(&[high, low, 0, 0])
+    }
+
+    fn copy(bytes: &[u8]) -> Self {
+        Self(SmallVec::from_slice(bytes))
     }
 
     fn and(mut self, more: &Self) -> Self {
