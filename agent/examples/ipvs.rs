@@ -9,16 +9,23 @@ use fairlead_agent::kernel::Kernel;
 use fairlead_agent::kernel::linux::Ipvs;
 use fairlead_agent::plan::ipvs::Op;
 use fairlead_agent::plan::{Desired, IpvsPlane, NodeFacts, Plane as _, Style, compile};
+use fairlead_agent::reconcile::{Progress, Reconcile};
+use fairlead_agent::shared::Shared;
 use fairlead_proto::v1::NodeDelta;
 use fairlead_proto::view::NodeView;
 use services::{add, address, all, replace, vip};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// Changes of a kind.
 const ROUNDS: u32 = 60;
+/// Virtual servers that somebody else removes.
+const HARMS: u32 = 5;
 
 fn main() {
     let sizes: Vec<u32> =
@@ -29,7 +36,7 @@ fn main() {
     run("ipvsadm -A -t 192.0.2.1:1 -s rr", "");
     run("ipvsadm -C", "");
     println!(
-        "{:>8} {:>16} {:>16} {:>16} {:>7} {:>12} {:>12} {:>12} {:>22} {:>22}",
+        "{:>8} {:>16} {:>16} {:>16} {:>7} {:>12} {:>12} {:>12} {:>22} {:>22} {:>15}",
         "services",
         "from empty",
         "servers alone",
@@ -39,7 +46,8 @@ fn main() {
         "audit",
         "restart",
         "one added (p50/p99)",
-        "endpoint (p50/p99)"
+        "endpoint (p50/p99)",
+        "drift repaired"
     );
     for size in sizes {
         measure(size, size <= peers);
@@ -101,10 +109,14 @@ fn measure(size: u32, with_peer: bool) {
         begun.elapsed()
     };
     let replaced: Vec<Duration> = (0..ROUNDS)
-        .map(|round| step(&mut view, &replace(round * 997 % (size - 1) + 1, round, 1 + u64::from(round))))
+        .map(|round| {
+            let delta = replace(&view, size, round);
+            step(&mut view, &delta)
+        })
         .collect();
     let added: Vec<Duration> =
         (0..ROUNDS).map(|round| step(&mut view, &add(size + 1 + round, 1 + u64::from(ROUNDS + round)))).collect();
+    let repaired = repaired(view);
     afresh();
     let kernel = Ipvs::new(None);
     kernel.prepare().unwrap();
@@ -124,7 +136,7 @@ fn measure(size: u32, with_peer: bool) {
         None => Default::default(),
     };
     println!(
-        "{size:>8} {:>13.1} ms {:>13.1} ms {restored:>16} {ratio:>7} {:>9.1} ms {:>9.1} ms {:>9.1} ms {:>19} ms {:>19} ms",
+        "{size:>8} {:>13.1} ms {:>13.1} ms {restored:>16} {ratio:>7} {:>9.1} ms {:>9.1} ms {:>9.1} ms {:>19} ms {:>19} ms {:>12.0} ms",
         ms(empty),
         ms(alone),
         ms(reading),
@@ -132,7 +144,41 @@ fn measure(size: u32, with_peer: bool) {
         ms(restart),
         spread(added),
         spread(replaced),
+        ms(repaired),
     );
+}
+
+/// From a virtual server that somebody else removed to its return: the slowest of some.
+fn repaired(view: NodeView) -> Duration {
+    let shared = Arc::new(Shared::new(view, facts().service_cidrs));
+    let (progress, served) = watch::channel(Progress::default());
+    let cancel = CancellationToken::new();
+    let reconcile = Reconcile::new(shared.clone(), Arc::new(Ipvs::new(None)), facts(), progress).run(cancel.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let thread = std::thread::spawn(move || runtime.block_on(reconcile));
+    shared.announce();
+    while served.borrow().applied == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let harm = |round: u32| {
+        // At another point of its rounds each time.
+        std::thread::sleep(Duration::from_millis(2_000 + 370 * u64::from(round)));
+        let server = format!("{}:80", vip(1 + round));
+        run(&format!("ipvsadm -D -t {server}"), "");
+        let begun = Instant::now();
+        let is_there = || {
+            let listed = Command::new("ipvsadm").args(["-Ln", "-t", &server]).output().expect("ipvsadm");
+            listed.status.success()
+        };
+        while !is_there() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        begun.elapsed()
+    };
+    let slowest = (0..HARMS).map(harm).max().unwrap_or_default();
+    cancel.cancel();
+    thread.join().unwrap();
+    slowest
 }
 
 /// The virtual servers and nothing beside them.

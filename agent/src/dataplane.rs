@@ -151,8 +151,8 @@ fn differs(ways: &Ways, destination: SocketAddr) -> bool {
 fn service_of(view: &NodeView, facts: &NodeFacts, address: IpAddr) -> Option<String> {
     let text = address.to_string();
     let zone = crate::plan::compile::zone(view, facts);
-    let has = |service: &&ServiceView| of_service(service, facts, &zone).any(|(one, _)| one.address == text);
-    view.services.values().find(has).map(|service| format!("{}/{}", service.item.namespace, service.item.name))
+    let has = |service: &ServiceView| of_service(service, facts, &zone).any(|(one, _)| one.address == text);
+    view.services.iter().find(|(_, service)| has(service)).map(|(name, _)| name.to_string())
 }
 
 /// Every address and port that a node serves, with its endpoints, and a packet of those that it is meant for.

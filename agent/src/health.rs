@@ -34,7 +34,7 @@ struct Check {
 /// The port at which a service's checks are answered, and its ready endpoints on a node.
 #[must_use]
 pub fn check(service: &ServiceView, node: &str) -> Option<(u16, usize)> {
-    let port = u16::try_from(service.item.health_check_node_port).ok().filter(|port| *port != 0)?;
+    let port = u16::try_from(service.item().health_check_node_port).ok().filter(|port| *port != 0)?;
     let here = service.endpoints.values().filter(|one| one.ready && one.node_name == node);
     Some((port, here.map(|one| one.address).collect::<BTreeSet<_>>().len()))
 }

@@ -167,7 +167,7 @@ impl Start {
 
         let mut tasks = Tasks::new(cancel.clone());
         let reconcile = Reconcile::new(shared, kernel, facts, progress).watched(asked, drifts);
-        tasks.spawn("reconcile", reconcile.run(cancel.clone()));
+        tasks.spawn_apart("reconcile", reconcile.run(cancel.clone()));
         tasks.spawn("sync", sync.run(cancel.clone()));
         tasks.spawn("probe", probes.run(namespace.clone(), cancel.clone()));
         let checks = HealthChecks::new(health_view, node_name, served.clone(), namespace.clone());

@@ -1,8 +1,8 @@
 //! Makes the kernel hold what the view asks for, and keeps it so.
 //!
 //! Wakes on a new view; every 30 s, whatever the churn, it reads the kernel back, names what somebody else changed and
-//! repairs it. While the kernel is being changed newer deltas fold, so a slow kernel coalesces. Without servers, and when
-//! the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
+//! repairs it. The kernel is called from the loop, which blocks: it runs on a thread of its own. Meanwhile newer deltas
+//! fold, so a slow kernel coalesces. Without servers, and when the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
 
 use crate::budget::Budget;
 use crate::drift::{Drifts, NAMES};
@@ -164,7 +164,7 @@ impl<P: Plane> Reconcile<P> {
         loop {
             self.version = *version.borrow_and_update();
             if let Some(round) = self.take() {
-                self.bring_about(round).await;
+                self.bring_about(round);
             } else if self.known {
                 self.note_version();
             }
@@ -174,7 +174,7 @@ impl<P: Plane> Reconcile<P> {
                 changed = version.changed() => if changed.is_err() { return },
                 () = sleep_until(retry_at) => self.retry_at = None,
                 () = sleep_until(step_at) => self.step_at = None,
-                read = read(&mut self.audit) => self.judge(read).await,
+                read = read(&mut self.audit) => self.judge(read),
                 Some(()) = noticed.recv() => self.notice(),
                 ask = self.witnesses.asked() => self.witnesses.answer(ask, self.desired.as_ref(), self.revision),
                 () = tokio::time::sleep_until(self.audit_at), if self.audit.is_none() => self.begin_audit(),
@@ -273,19 +273,18 @@ impl<P: Plane> Reconcile<P> {
         (first || moved || !complete || !ops.is_empty()).then_some(ops)
     }
 
-    async fn bring_about(&mut self, round: Round<P>) {
+    fn bring_about(&mut self, round: Round<P>) {
         let begun = Instant::now();
         let done = match round {
-            Round::Step(ops) => self.execute(ops).await,
-            Round::Whole => self.whole().await,
+            Round::Step(ops) => self.execute(ops),
+            Round::Whole => self.whole(),
         };
         self.report(begun, done);
     }
 
     /// Reads the kernel and changes what differs.
-    async fn whole(&mut self) -> Result<(), KernelError> {
-        let kernel = self.kernel.clone();
-        let observed = blocking(move || kernel.observe()).await?;
+    fn whole(&mut self) -> Result<(), KernelError> {
+        let observed = self.kernel.observe()?;
         let Some(desired) = &mut self.desired else {
             return Ok(());
         };
@@ -294,22 +293,16 @@ impl<P: Plane> Reconcile<P> {
         if !self.watched {
             ops.extend(P::strays(desired));
         }
-        self.execute(ops).await?;
+        self.execute(ops)?;
         self.watched = true;
         Ok(())
     }
 
-    async fn execute(&mut self, ops: Vec<P::Op>) -> Result<(), KernelError> {
+    fn execute(&mut self, ops: Vec<P::Op>) -> Result<(), KernelError> {
         if ops.is_empty() {
             return Ok(());
         }
-        let kernel = self.kernel.clone();
-        let (ops, done) = blocking(move || {
-            let done = kernel.execute(&ops);
-            Ok((ops, done))
-        })
-        .await?;
-        done?;
+        self.kernel.execute(&ops)?;
         self.witnesses.executed(&ops);
         if let Some(audit) = &mut self.audit {
             audit.since.extend(ops);
@@ -361,7 +354,7 @@ impl<P: Plane> Reconcile<P> {
     }
 
     /// An audit has read the kernel: what differs is drift.
-    async fn judge(&mut self, read: Result<P::Observed, KernelError>) {
+    fn judge(&mut self, read: Result<P::Observed, KernelError>) {
         let Some(audit) = self.audit.take() else {
             return;
         };
@@ -386,7 +379,7 @@ impl<P: Plane> Reconcile<P> {
         }
         let (names, count) = name_drift::<P>(&ops);
         let begun = Instant::now();
-        let done = self.execute(ops).await;
+        let done = self.execute(ops);
         if done.is_ok() && count > 0 {
             self.drifts.note(names, count);
         }
@@ -415,15 +408,6 @@ async fn read<P: Plane>(audit: &mut Option<Audit<P>>) -> Result<P::Observed, Ker
             Err(error) => Err(KernelError::Refused(error.to_string())),
         },
         None => std::future::pending().await,
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, KernelError> + Send + 'static,
-) -> Result<T, KernelError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(KernelError::Refused(error.to_string())),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
+use tokio::runtime::Builder;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,18 @@ impl Tasks {
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let handle = self.set.spawn(task);
         self.names.insert(handle.id(), name);
+    }
+
+    /// Starts a task on a thread and a runtime of its own: it may block, and holds nobody up.
+    pub fn spawn_apart(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let apart = move || Builder::new_current_thread().enable_time().build().map(|runtime| runtime.block_on(task));
+        self.spawn(name, async move {
+            match tokio::task::spawn_blocking(apart).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(name, %error, "can't start"),
+                Err(error) => tracing::error!(name, %error, "ended"),
+            }
+        });
     }
 
     /// Runs until cancelled or until a task ends unasked; then cancels the others.

@@ -13,13 +13,14 @@ use common::cases::node;
 use common::random::{any_view, between};
 use fairlead_agent::plan::nftables::class::Class;
 use fairlead_agent::plan::nftables::set::{CLASS_SHIFT, POOL_MASK};
-use fairlead_agent::plan::nftables::{Bytes, Observed, Op, Set};
+use fairlead_agent::plan::nftables::{Bytes, Observed, Op, Packed, Set};
 use fairlead_agent::plan::service::Protocol;
 use fairlead_agent::plan::{Family, NftablesPlane, NodeFacts, Plane, Style, compile};
 use fairlead_proto::v1::NodeDelta;
 use fairlead_proto::view::NodeView;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 type Desired = fairlead_agent::plan::Desired<NftablesPlane>;
 
@@ -244,7 +245,8 @@ fn a_pools_number_is_not_used_again_soon() {
     let mut desired: Desired = compile(&view("10.96.0.1"), &node());
     let mut seen = BTreeSet::new();
     for _ in 0..50 {
-        seen.extend(desired.services.values().flat_map(|rules| rules.pools().map(|pool| pool.id)));
+        let pools = |packed: &Arc<Packed>| packed.unpack().pools().map(|pool| pool.id).collect::<Vec<_>>();
+        seen.extend(desired.services.values().flat_map(pools));
         desired.update_all(&NodeView::default());
         desired.update_all(&view("10.96.0.1"));
     }

@@ -79,7 +79,7 @@ fn add(from: u64) -> NodeDelta {
 
 const NEVER: Duration = Duration::from_secs(3600);
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_kernel_coalesces_and_is_acknowledged_only_when_done() {
     let kernel = Moody::default();
     kernel.execute_ms.store(50, Ordering::Relaxed);

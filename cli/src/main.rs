@@ -9,7 +9,12 @@ mod telemetry;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use tikv_jemallocator::Jemalloc;
+use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Kubernetes Services for plain hosts.
 #[derive(Parser)]
@@ -49,7 +54,7 @@ fn main() -> ExitCode {
             return if said.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: can't start: {error}");
@@ -60,6 +65,15 @@ fn main() -> ExitCode {
     // Blocking tasks (a probe's connect, say) must not hold the exit up.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     code
+}
+
+fn runtime(command: &Command) -> std::io::Result<Runtime> {
+    match command {
+        Command::Client(_) => Builder::new_current_thread().enable_all().build(),
+        // However many cores a node has: what takes long has threads of its own.
+        Command::Agent(_) => Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+        Command::Server(_) | Command::Dev(_) => Builder::new_multi_thread().enable_all().build(),
+    }
 }
 
 async fn dispatch(cli: Cli) -> ExitCode {

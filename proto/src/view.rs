@@ -40,17 +40,37 @@ impl std::fmt::Display for NamespacedName {
 /// Identity of an endpoint within its service: address, then pod name.
 pub type EndpointId = (String, String);
 
-/// A service and its endpoints.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// A service and its endpoints. Both are kept encoded, at a fifth of their size: a node keeps those of all services, and
+/// looks at few.
+#[derive(Clone, Default, PartialEq)]
 pub struct ServiceView {
-    /// The service's rules-relevant fields.
-    pub item: ServiceItem,
+    item: Box<[u8]>,
     /// All endpoints: ready, not ready and terminating.
     pub endpoints: EndpointList,
 }
 
-/// Endpoints in the order of their identity. Kept encoded, at a fifth of their size: a node keeps those of all services,
-/// and looks at few.
+impl ServiceView {
+    /// Makes one.
+    #[must_use]
+    pub fn new(item: &ServiceItem, endpoints: EndpointList) -> Self {
+        Self { item: item.encode_to_vec().into_boxed_slice(), endpoints }
+    }
+
+    /// The service's rules-relevant fields.
+    #[must_use]
+    pub fn item(&self) -> ServiceItem {
+        // INVARIANT: what is encoded here was a service.
+        ServiceItem::decode(&*self.item).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for ServiceView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServiceView").field("item", &self.item()).field("endpoints", &self.endpoints).finish()
+    }
+}
+
+/// Endpoints in the order of their identity.
 #[derive(Clone, Default, PartialEq)]
 pub struct EndpointList(Vec<Box<[u8]>>);
 
@@ -226,7 +246,7 @@ impl NodeView {
         }
         for item in &delta.upsert_services {
             touched.services.insert(NamespacedName::new(&item.namespace, &item.name));
-            self.upsert_service(item.clone());
+            self.upsert_service(item);
         }
         for group in &delta.endpoints {
             let name = NamespacedName::new(&group.namespace, &group.service);
@@ -300,7 +320,7 @@ impl NodeView {
                     part.more = false;
                     break;
                 };
-                part.upsert_services.push(service.item.clone());
+                part.upsert_services.push(service.item());
                 count += 1 + service.endpoints.len();
                 if !service.endpoints.is_empty() {
                     part.endpoints.push(ServiceEndpoints {
@@ -319,26 +339,24 @@ impl NodeView {
         })
     }
 
-    fn upsert_service(&mut self, mut item: ServiceItem) {
-        // Decoding leaves them room for more.
-        item.ports.shrink_to_fit();
-        item.cluster_ips.shrink_to_fit();
-        self.digest.add(SERVICE, &item.encode_to_vec());
+    fn upsert_service(&mut self, item: &ServiceItem) {
+        let new = ServiceView::new(item, EndpointList::default());
+        self.digest.add(SERVICE, &new.item);
         let entry = self.services.entry(NamespacedName::new(&item.namespace, &item.name));
         match entry {
             std::collections::btree_map::Entry::Occupied(mut old) => {
-                self.digest.remove(SERVICE, &old.get().item.encode_to_vec());
-                old.get_mut().item = item;
+                self.digest.remove(SERVICE, &old.get().item);
+                old.get_mut().item = new.item;
             }
             std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(ServiceView { item, endpoints: EndpointList::default() });
+                slot.insert(new);
             }
         }
     }
 
     fn remove_service(&mut self, key: &NamespacedName) {
         if let Some(old) = self.services.remove(key) {
-            self.digest.remove(SERVICE, &old.item.encode_to_vec());
+            self.digest.remove(SERVICE, &old.item);
             for endpoint in old.endpoints.values() {
                 self.digest.remove(ENDPOINT, &encode_endpoint(key, &endpoint));
             }

@@ -18,6 +18,9 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+/// Changes of which each is acknowledged before the next is made, and the time between them.
+const ALONE: u32 = 500;
+const PAUSE: Duration = Duration::from_millis(5);
 /// How long each rate of changes is kept up.
 const LOAD: Duration = Duration::from_secs(30);
 /// Items in one message of a full view, as the servers cut it.
@@ -59,7 +62,8 @@ async fn one(fairlead: &str, size: u32) {
     let mut round = 0;
     let mut bytes = Vec::new();
     let mut alone = Vec::new();
-    for _ in 0..200 {
+    for _ in 0..ALONE {
+        tokio::time::sleep(PAUSE).await;
         let mut delta = change(&view, size, &mut round);
         stamp(&mut view, &mut delta);
         bytes.push(delta.encoded_len() + FRAMING);
@@ -143,15 +147,7 @@ impl Drop for Agent {
 /// Replaces an endpoint of some service.
 fn change(view: &NodeView, size: u32, round: &mut u32) -> NodeDelta {
     *round += 1;
-    // A third of the address's bits stay free for the round: no address comes twice.
-    let mut delta = replace(round.wrapping_mul(997) % (size - 1) + 1, *round, view.revision);
-    // What was there is whatever an earlier round put there.
-    let group = &mut delta.endpoints[0];
-    let name = fairlead_proto::view::NamespacedName::new(&group.namespace, &group.service);
-    if let Some(endpoint) = view.services.get(&name).and_then(|service| service.endpoints.values().next()) {
-        group.remove[0].address = endpoint.address;
-    }
-    delta
+    replace(view, size, *round)
 }
 
 /// Folds it into the server's view, whose digest it then carries.

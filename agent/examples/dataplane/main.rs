@@ -128,7 +128,10 @@ fn measure<P: Plane>(name: &str, kernel: impl Kernel<P>, size: u32) {
     };
     let cpu = cpu_time();
     let replaced: Vec<Duration> = (0..ROUNDS)
-        .map(|round| step(&mut view, &replace(round * 997 % (size - 1) + 1, round, 1 + u64::from(round))))
+        .map(|round| {
+            let delta = replace(&view, size, round);
+            step(&mut view, &delta)
+        })
         .collect();
     let cpu = (cpu_time() - cpu) / ROUNDS;
     let added: Vec<Duration> =

@@ -1,6 +1,7 @@
 //! The services that are measured: of one port and two endpoints each, with names as long as real ones are.
 
 use fairlead_proto::v1::{Endpoint, EndpointPort, EndpointRef, NodeDelta, ServiceEndpoints, ServiceItem, ServicePort};
+use fairlead_proto::view::{NamespacedName, NodeView};
 use std::net::Ipv4Addr;
 
 const NAMESPACE: &str = "shop";
@@ -48,7 +49,7 @@ pub fn endpoint(address: Ipv4Addr) -> Endpoint {
         pod_name: pod_name(&address.to_string()),
         ready: true,
         serving: true,
-        ports: vec![EndpointPort { port: 8080, protocol: "TCP".into(), ..EndpointPort::default() }],
+        ports: vec![EndpointPort { port: 8080, ..EndpointPort::default() }],
         ..Endpoint::default()
     }
 }
@@ -84,13 +85,16 @@ pub fn add(index: u32, revision: u64) -> NodeDelta {
     }
 }
 
-/// One endpoint in another's place.
-pub fn replace(index: u32, round: u32, revision: u64) -> NodeDelta {
-    let gone = EndpointRef { address: address(index, 0).to_string(), ..EndpointRef::default() };
+/// One endpoint in another's place, in some service. No address comes twice.
+pub fn replace(view: &NodeView, size: u32, round: u32) -> NodeDelta {
+    let index = round.wrapping_mul(997) % (size - 1) + 1;
+    let service = &view.services[&NamespacedName::new(NAMESPACE, name(index))];
+    let old = service.endpoints.values().next().expect("an endpoint");
+    let gone = EndpointRef { address: old.address, ..EndpointRef::default() };
     let new = Ipv4Addr::from_bits(Ipv4Addr::new(10, 245, 0, 0).to_bits() + round);
     NodeDelta {
-        from: Some(revision),
-        to: revision + 1,
+        from: Some(view.revision),
+        to: view.revision + 1,
         endpoints: vec![change(index, vec![gone], vec![endpoint(new)])],
         ..NodeDelta::default()
     }

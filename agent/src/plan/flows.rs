@@ -97,6 +97,12 @@ pub type Bindings = BTreeMap<Frontend, Behind>;
 #[must_use]
 pub fn bindings<'a>(plans: impl IntoIterator<Item = &'a PortPlan>) -> Bindings {
     let mut bindings = Bindings::new();
+    bind(&mut bindings, plans);
+    bindings
+}
+
+/// Adds ports of services to bindings.
+pub fn bind<'a>(bindings: &mut Bindings, plans: impl IntoIterator<Item = &'a PortPlan>) {
     for plan in plans {
         let mut add = |address, port, served: &[&[Backend]]| {
             let behind = bindings.entry(Frontend { protocol: plan.protocol, address, port }).or_default();
@@ -114,7 +120,6 @@ pub fn bindings<'a>(plans: impl IntoIterator<Item = &'a PortPlan>) -> Bindings {
             add(None, port, &[&plan.cluster, &plan.local]);
         }
     }
-    bindings
 }
 
 /// What must be forgotten when bindings change. The old ones may be those that a kernel's rules show: they lack endpoints

@@ -72,10 +72,9 @@ impl Ramps {
             let step = ramp.since.get(&endpoint_id(&endpoint)).map_or(STEPS, |since| ramp.step(*since, now_ms));
             Endpoint { weight: Some(endpoint.weight.unwrap_or(1) * step), ..endpoint }
         };
-        Cow::Owned(ServiceView {
-            item: service.item.clone(),
-            endpoints: service.endpoints.values().map(pace).collect(),
-        })
+        let mut paced = service.clone();
+        paced.endpoints = service.endpoints.values().map(pace).collect();
+        Cow::Owned(paced)
     }
 
     /// Services of which some endpoint reached another step between two times. O(services on their way).
@@ -120,22 +119,25 @@ impl Ramp {
 
 /// The slow start that a service asks for.
 fn seconds(service: &ServiceView) -> Option<u32> {
-    let text = service.item.annotations.get(annotations::SLOW_START)?;
+    let item = service.item();
+    let text = item.annotations.get(annotations::SLOW_START)?;
     annotations::parse_slow_start(text).filter(|seconds| *seconds > 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fairlead_proto::v1::ServiceItem;
 
     fn service(endpoints: &[(&str, bool)]) -> ServiceView {
-        let mut view = ServiceView::default();
-        view.item.annotations.insert(annotations::SLOW_START.into(), "10s".into());
-        for (address, ready) in endpoints {
-            let endpoint = Endpoint { address: (*address).into(), ready: *ready, ..Endpoint::default() };
-            view.endpoints.insert(&endpoint);
-        }
-        view
+        let annotations = [(annotations::SLOW_START.into(), "10s".into())].into();
+        let item = ServiceItem { annotations, ..ServiceItem::default() };
+        let endpoint = |(address, ready): &(&str, bool)| Endpoint {
+            address: (*address).into(),
+            ready: *ready,
+            ..Endpoint::default()
+        };
+        ServiceView::new(&item, endpoints.iter().map(endpoint).collect())
     }
 
     fn weights(ramps: &Ramps, view: &ServiceView, now_ms: u64) -> Vec<Option<u32>> {
@@ -173,11 +175,9 @@ mod tests {
 
     #[test]
     fn without_the_annotation_nothing_is_touched() {
-        let mut view = service(&[("a", true)]);
         let mut ramps = Ramps::default();
-        ramps.note(&name(), Some(&view), 0);
-        view.item.annotations.clear();
-        let more = ServiceView { endpoints: service(&[("a", true), ("b", true)]).endpoints, ..view };
+        ramps.note(&name(), Some(&service(&[("a", true)])), 0);
+        let more = ServiceView::new(&ServiceItem::default(), service(&[("a", true), ("b", true)]).endpoints);
         ramps.note(&name(), Some(&more), 1);
         assert!(matches!(ramps.paced(&name(), &more, 1), Cow::Borrowed(_)));
         assert_eq!(ramps.next(1), None);

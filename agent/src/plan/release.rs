@@ -87,14 +87,15 @@ mod tests {
     use super::*;
     use crate::plan::service::ports;
     use crate::plan::{Family, NodeFacts};
-    use fairlead_proto::v1::{EndpointPort, ServicePort};
+    use fairlead_proto::v1::{EndpointPort, ServiceItem, ServicePort};
 
     fn service(protocol: &str, addresses: &[&str]) -> ServiceView {
-        let mut view = ServiceView::default();
-        view.item.cluster_ips = vec!["10.96.0.10".into()];
-        view.item.ports = vec![ServicePort { port: 80, protocol: protocol.into(), ..ServicePort::default() }];
-        view.endpoints = addresses.iter().map(|address| endpoint(protocol, address)).collect();
-        view
+        let item = ServiceItem {
+            cluster_ips: vec!["10.96.0.10".into()],
+            ports: vec![ServicePort { port: 80, protocol: protocol.into(), ..ServicePort::default() }],
+            ..ServiceItem::default()
+        };
+        ServiceView::new(&item, addresses.iter().map(|address| endpoint(protocol, address)).collect())
     }
 
     fn endpoint(protocol: &str, address: &str) -> Endpoint {

@@ -8,11 +8,12 @@ use fairlead_proto::model::annotations::{self, Scheduler};
 use fairlead_proto::v1::{Endpoint, ServiceItem, ServicePort};
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 /// A transport protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -46,7 +47,7 @@ impl Protocol {
 }
 
 /// An endpoint and its share of new connections, relative to the others of its list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Backend {
     /// Where it is.
     pub address: SocketAddr,
@@ -55,7 +56,7 @@ pub struct Backend {
 }
 
 /// One port of a service in one address family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortPlan {
     /// `namespace/name`, or `namespace/name:port` for a named port: what chain names are hashed from.
     pub name: String,
@@ -126,7 +127,7 @@ pub struct Place<'a> {
 /// Every port of a service in one family; empty if the service has no ClusterIP in it.
 #[must_use]
 pub fn ports(service: &ServiceView, facts: &NodeFacts, (zone, family): (&str, Family)) -> Vec<PortPlan> {
-    let item = &service.item;
+    let item = &service.item();
     let cluster_ips = addresses(&item.cluster_ips, family);
     if cluster_ips.is_empty() {
         return Vec::new();

@@ -93,7 +93,7 @@ pub fn between(old: &NodeView, new: &NodeView, (from, to): (u64, u64)) -> NodeDe
         if before == Some(service) {
             continue;
         }
-        delta.upsert_services.push(service.item.clone());
+        delta.upsert_services.push(service.item());
         let gone = before.into_iter().flat_map(|before| before.endpoints.values());
         let gone = gone.filter(|old| service.endpoints.get(&endpoint_id(old)).is_none());
         delta.endpoints.push(ServiceEndpoints {

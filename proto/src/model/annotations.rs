@@ -24,7 +24,7 @@ pub const LONGEST_SLOW_START: u32 = 3_600;
 
 /// How an endpoint is chosen. Every mode balances by weight where it doesn't know the scheduler; `mh` is consistent in
 /// modes ipvs and nftables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Scheduler {
     /// In turn.
     RoundRobin,

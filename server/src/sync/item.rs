@@ -15,7 +15,8 @@ pub fn node_endpoint(endpoint: &Endpoint) -> Endpoint {
     let port = |port: &EndpointPort| EndpointPort {
         name: port.name.clone(),
         port: port.port,
-        protocol: port.protocol.clone(),
+        // Most ports', and what an empty one means.
+        protocol: if port.protocol == "TCP" { String::new() } else { port.protocol.clone() },
         app_protocol: None,
     };
     Endpoint {

@@ -6,7 +6,7 @@ use crate::plan::nftables::book::{Book, Page, split_shared};
 use crate::plan::nftables::class::Class;
 use crate::plan::nftables::op::Op;
 use crate::plan::nftables::pool::evolve;
-use crate::plan::nftables::rules::{self, Elements, Port, Rules};
+use crate::plan::nftables::rules::{self, Elements, Packed, Port};
 use crate::plan::nftables::set::{Bytes, CLASS_SHIFT, MOST_CLASSES, Set, protocol_number};
 use crate::plan::nftables::structure::Structure;
 use crate::plan::nftables::{NftablesPlane, Observed, Table};
@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// Every service's rules.
-type Services = BTreeMap<NamespacedName, Arc<Rules>>;
+type Services = BTreeMap<NamespacedName, Arc<Packed>>;
 
 /// What makes a table's structure.
 pub fn build(family: Family, before: &Structure, after: &Structure, ops: &mut Vec<Op>) {
@@ -102,7 +102,7 @@ fn fits(observed: &Structure, wanted: &Structure) -> bool {
 /// Elements of all services, in the order of their keys. They are very many: a list takes a third of a map's time.
 fn elements(services: &Services, family: Family, (page, facts): (&Page, &NodeFacts)) -> Vec<((Set, Bytes), Bytes)> {
     let mut all = Vec::new();
-    for rules in services.values() {
+    for rules in services.values().map(|packed| packed.unpack()) {
         let mut elements = rules.elements(family, (facts, &page.classes));
         let _ = split_shared(&mut elements, rules.family(family), family);
         all.extend(elements);
@@ -133,7 +133,7 @@ fn compare(family: Family, before: &Elements, after: Vec<((Set, Bytes), Bytes)>,
 
 /// Clients of endpoints that left their pool while nobody looked.
 fn purge(family: Family, before: &Table, services: &Services, ops: &mut Vec<Op>) {
-    for port in services.values().flat_map(|rules| rules.family(family)) {
+    for port in services.values().flat_map(|packed| std::mem::take(packed.unpack().family_mut(family))) {
         let Some(seconds) = port.plan.affinity_seconds else {
             continue;
         };
@@ -161,7 +161,11 @@ pub fn strays(desired: &Desired<NftablesPlane>) -> Vec<Op> {
 
 /// What should be behind each frontend.
 fn wanted_bindings(services: &Services, family: Family) -> Bindings {
-    flows::bindings(services.values().flat_map(|rules| rules.family(family)).map(|port| &port.plan))
+    let mut bindings = Bindings::new();
+    for rules in services.values().map(|packed| packed.unpack()) {
+        flows::bind(&mut bindings, rules.family(family).iter().map(|port| &port.plan));
+    }
+    bindings
 }
 
 /// What is behind each frontend, by the elements.
@@ -208,32 +212,29 @@ pub fn adopt(desired: &mut Desired<NftablesPlane>, observed: &Observed) {
     for (family, table) in &observed.tables {
         adopt_classes(table, *family, &mut fresh);
     }
-    let mut services = std::mem::take(&mut desired.services);
-    for rules in services.values_mut() {
-        let rules = Arc::make_mut(rules);
+    for packed in desired.services.values_mut() {
+        let mut rules = packed.unpack();
         for family in Family::ALL {
             let table = observed.tables.get(&family);
             for port in rules.family_mut(family) {
                 adopt_port(port, (table, family), &mut fresh);
             }
         }
+        *packed = Arc::new(Packed::from(&rules));
     }
-    for rules in services.values_mut() {
-        let rules = Arc::make_mut(rules);
-        for family in Family::ALL {
-            for pool in
-                rules.family_mut(family).iter_mut().flat_map(|port| port.cluster.iter_mut().chain(&mut port.local))
-            {
-                if pool.id == 0 {
-                    pool.id = fresh.numbers.give().unwrap_or_default();
-                }
-            }
+    // Numbers are given when all that the kernel knows are taken.
+    for (name, packed) in &mut desired.services {
+        let mut rules = packed.unpack();
+        let mut given = false;
+        for pool in rules.pools_mut().filter(|pool| pool.id == 0) {
+            pool.id = fresh.numbers.give().unwrap_or_default();
+            given = true;
         }
+        if given {
+            *packed = Arc::new(Packed::from(&rules));
+        }
+        fresh.take_in(name, &rules, &desired.facts);
     }
-    for (name, rules) in &services {
-        fresh.take_in(name, rules, &desired.facts);
-    }
-    desired.services = services;
     desired.book = fresh;
 }
 

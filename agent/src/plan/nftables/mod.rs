@@ -18,7 +18,7 @@ pub mod trace;
 
 pub use book::Book;
 pub use op::Op;
-pub use rules::Rules;
+pub use rules::{Packed, Rules};
 pub use set::{Bytes, Set};
 pub use structure::Structure;
 
@@ -29,13 +29,14 @@ use crate::plan::trace::{Packet, Traced};
 use crate::plan::{Family, NodeFacts};
 use fairlead_proto::view::ServiceView;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// nftables, with a table of our own in each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NftablesPlane;
 
 impl Plane for NftablesPlane {
-    type Rules = Rules;
+    type Rules = Packed;
     type Book = Book;
     type Observed = Observed;
     type Op = Op;
@@ -43,15 +44,19 @@ impl Plane for NftablesPlane {
     fn service(
         view: &ServiceView,
         place: (&NodeFacts, &str),
-        (old, book): (Option<&Rules>, &mut Book),
-    ) -> Option<Rules> {
-        Some(Rules::compile(view, place, old, &mut book.numbers)).filter(|rules| !rules.is_empty())
+        (old, book): (Option<&Packed>, &mut Book),
+    ) -> Option<Packed> {
+        let old = old.map(Packed::unpack);
+        let rules = Rules::compile(view, place, old.as_ref(), &mut book.numbers);
+        (!rules.is_empty()).then(|| Packed::from(&rules))
     }
 
     fn step(changes: &Changes<Self>, facts: &NodeFacts, book: &mut Book) -> (Vec<Op>, bool) {
         let (mut ops, mut complete) = (Vec::new(), true);
         for (name, change) in changes {
-            let step = book::Step { name, old: change.old.as_deref(), new: change.new.as_deref() };
+            let rules = |packed: &Option<Arc<Packed>>| packed.as_ref().map(|packed| packed.unpack());
+            let (old, new) = (rules(&change.old), rules(&change.new));
+            let step = book::Step { name, old: old.as_ref(), new: new.as_ref() };
             complete &= book.change(step, facts, &mut ops);
         }
         (op::coalesce(ops), complete)

@@ -4,11 +4,12 @@
 //! is replaced costs one slot however many there are.
 
 use crate::plan::service::Backend;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 /// Endpoints, one to a slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// Its number, unique in its table and not used again soon.
     pub id: u32,

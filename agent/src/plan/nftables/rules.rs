@@ -9,13 +9,15 @@ use crate::plan::{Family, NodeFacts};
 use fairlead_proto::model::annotations::Scheduler;
 use fairlead_proto::view::ServiceView;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Elements of a service in one family, by set and key.
 pub type Elements = BTreeMap<(Set, Bytes), Bytes>;
 
 /// A port of a service with the pools that carry it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// What is asked.
     pub plan: PortPlan,
@@ -26,12 +28,38 @@ pub struct Port {
 }
 
 /// A service's ports, by family.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// IPv4.
     pub v4: Vec<Port>,
     /// IPv6.
     pub v6: Vec<Port>,
+}
+
+/// The same as they are kept: encoded, at a tenth of their size, since a node keeps those of all services and looks at few.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Packed(Box<[u8]>);
+
+impl Packed {
+    /// Out of what is kept.
+    #[must_use]
+    pub fn unpack(&self) -> Rules {
+        // INVARIANT: what is encoded here were rules.
+        postcard::from_bytes(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<&Rules> for Packed {
+    fn from(rules: &Rules) -> Self {
+        // Nothing in them can't be encoded.
+        Self(postcard::to_allocvec(rules).unwrap_or_default().into_boxed_slice())
+    }
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.unpack().fmt(f)
+    }
 }
 
 /// Numbers of pools in use, and the next to give. A number given back is not given again before all others were: a packet
@@ -115,6 +143,11 @@ impl Rules {
     /// Every pool.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.v4.iter().chain(&self.v6).flat_map(|port| port.cluster.iter().chain(&port.local))
+    }
+
+    /// Every pool.
+    pub fn pools_mut(&mut self) -> impl Iterator<Item = &mut Pool> {
+        self.v4.iter_mut().chain(&mut self.v6).flat_map(|port| port.cluster.iter_mut().chain(&mut port.local))
     }
 
     /// Its elements.

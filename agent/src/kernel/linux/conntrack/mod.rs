@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 use table::{Entry, Filter, Table};
 
 /// What looks may cost before they must rest: a few changes now and then are looked after at once.
-const SAVINGS: Duration = Duration::from_millis(200);
-/// Beyond that a look is followed by a rest: so many times what it cost, which is 2 % of a core, …
-const REST: u32 = 50;
+const SAVINGS: Duration = Duration::from_millis(50);
+/// Beyond that a look is followed by a rest: so many times what it cost, which is half a percent of a core, …
+const REST: u32 = 200;
 /// … but this is long enough, …
-const LONG_REST: Duration = Duration::from_millis(500);
+const LONG_REST: Duration = Duration::from_secs(2);
 /// … unless a look costs so much that this part of a core would be exceeded.
 const LEAST_REST: u32 = 3;
 /// Addresses are looked for one by one, the kernel comparing, up to one for so many flows, and a few at most; otherwise one
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn looks_cost_a_small_part_of_a_core() {
-        for (cost, expect) in [(1, 50), (10, 500), (100, 500), (400, 1_200)] {
+        for (cost, expect) in [(1, 200), (10, 2_000), (100, 2_000), (700, 2_100)] {
             assert_eq!(rest(Duration::from_millis(cost)), Duration::from_millis(expect), "{cost} ms");
         }
     }
