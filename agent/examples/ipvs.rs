@@ -171,7 +171,7 @@ fn repaired(view: NodeView) -> Duration {
             listed.status.success()
         };
         while !is_there() {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(50));
         }
         begun.elapsed()
     };

@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 /// Reading a huge kernel may take long: at most one part in so many of the time is spent on it, …
 const AUDIT_SHARE: u32 = 10;
+/// … unless drift would then be found later than this, …
+const FOUND_WITHIN: Duration = Duration::from_secs(28);
 /// … and so much at once, if few readings were needed before.
 const AUDIT_SAVINGS: Duration = Duration::from_secs(2);
 /// From a change by somebody else to the reading that names it: others of the same hand may follow.
@@ -359,7 +361,7 @@ impl<P: Plane> Reconcile<P> {
             return;
         };
         let cost = audit.begun.elapsed();
-        self.rest_until = self.readings.spend(cost, cost * AUDIT_SHARE, Instant::now().into()).into();
+        self.rest_until = self.readings.spend(cost, rest(cost), Instant::now().into()).into();
         let wait = if self.noticed { NOTICE_AFTER } else { self.audit_every };
         self.audit_at = self.rest_until.max(Instant::now() + wait);
         let mut observed = match read {
@@ -385,6 +387,11 @@ impl<P: Plane> Reconcile<P> {
         }
         self.report(begun, done);
     }
+}
+
+/// How long to rest after a reading of a cost. Drift that one reading just missed is found by the end of the next.
+fn rest(cost: Duration) -> Duration {
+    (cost * AUDIT_SHARE).min(FOUND_WITHIN.saturating_sub(cost * 2)).max(cost)
 }
 
 /// Logs what was wrong; gives the first names, and how many there were.
@@ -415,5 +422,17 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drift_is_found_in_time_however_long_a_reading_takes() {
+        for (cost, expect) in [(10, 100), (1_000, 10_000), (3_300, 21_400), (20_000, 20_000)] {
+            assert_eq!(rest(Duration::from_millis(cost)), Duration::from_millis(expect), "{cost} ms");
+        }
     }
 }
