@@ -6,14 +6,20 @@ use fairlead_proto::internal::v1::{
     put,
 };
 use fairlead_proto::model::Key;
-use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, Kind, MemberStatus, Namespace, ObjectMeta, RequestId};
+use fairlead_proto::v1::objects_server::Objects as _;
+use fairlead_proto::v1::{
+    DataplaneRequest, DataplaneResponse, Input, Kind, MemberStatus, Namespace, ObjectMeta, RequestId, UpdateRequest,
+    input,
+};
+use fairlead_server::api::objects::ObjectsService;
 use fairlead_server::raft::{Consensus, ConsensusConfig, PeerApi, ProposeError, StartError};
-use fairlead_server::write::stamp;
+use fairlead_server::write::{Writer, stamp};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 /// A peer face that has nothing to say.
 struct Silent;
@@ -234,6 +240,39 @@ async fn writes_through_any_member_are_read_on_every_member_and_survive_the_lead
         "a read on the restarted member reflects the write"
     );
     cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_through_members_in_turn_are_all_made_although_a_member_may_lag() {
+    let cluster = Cluster::start(3, 1_000).await;
+    cluster.create(0, "a").await;
+    let face = |index: usize| {
+        let consensus = cluster.member(index).clone();
+        ObjectsService::new(consensus.clone(), Writer::new(consensus), CancellationToken::new())
+    };
+    let faces = [face(0), face(1), face(2)];
+    let update = |index: usize, round: u64, revision: u64| {
+        let labels = [("round".to_owned(), round.to_string())].into();
+        let metadata = ObjectMeta { name: "a".into(), labels, revision, ..ObjectMeta::default() };
+        let object = Namespace { metadata: Some(metadata), ..Namespace::default() }.into();
+        let input = Some(Input { form: Some(input::Form::Object(object)) });
+        faces[index].update(tonic::Request::new(UpdateRequest { input, ..UpdateRequest::default() }))
+    };
+    let mut last = 0;
+    for round in 1..=90 {
+        let index = usize::try_from(round % 3).unwrap();
+        // With a revision and without, each right after the other's.
+        let asked = if round % 2 == 0 { last } else { 0 };
+        let done = update(index, round, asked).await.unwrap().into_inner();
+        assert!(done.revision > last, "{} after {last}", done.revision);
+        let has = done.object.unwrap().metadata().labels["round"].clone();
+        assert_eq!(has, round.to_string());
+        last = done.revision;
+    }
+    for index in 0..3 {
+        let said = update(index, 0, last - 1).await.unwrap_err();
+        assert_eq!(said.code(), tonic::Code::Aborted, "{said:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use crate::raft::Consensus;
 use crate::watch::stream::{STREAM_BUFFER, Watcher};
 use crate::write::{Writer, stamp};
 use fairlead_proto::convert;
-use fairlead_proto::internal::v1::{Delete, Outcome, Put, command};
+use fairlead_proto::internal::v1::{Delete, Outcome, Put, command, put};
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
     ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Input, Kind, ListRequest, ListResponse,
@@ -99,6 +99,31 @@ impl ObjectsService {
         self.write(options, command::Kind::Put(put)).await
     }
 
+    /// Updates the object as this member knows it, which costs no round of reading: the revision proves at the write that
+    /// it is the newest. `None`: it may not be, or is refused as it is; nothing is decided.
+    async fn update_as_known(&self, admitted: &Admitted, options: &WriteOptions) -> Result<Option<Outcome>, Status> {
+        let Some(live) = self.consensus.local().state.get(&admitted.object.key()).cloned() else {
+            return Ok(None);
+        };
+        let asked = admitted.object.metadata().revision;
+        if asked != 0 && asked != live.metadata().revision {
+            return Ok(None);
+        }
+        let Ok(mut put) = admit::update(admitted, &live, options.status) else {
+            return Ok(None);
+        };
+        if admit::permit(&put, Some(&live), &self.external_ips).is_err() {
+            return Ok(None);
+        }
+        put.precondition = Some(put::Precondition::ExpectRevision(live.metadata().revision));
+        let outcome = self.write(options, command::Kind::Put(put)).await?;
+        let is_newer = outcome.rejection.as_ref().is_some_and(|rejection| {
+            use fairlead_proto::internal::v1::rejection::Code;
+            matches!(rejection.code(), Code::Conflict | Code::NotFound)
+        });
+        Ok(Some(outcome).filter(|_| !is_newer))
+    }
+
     /// Merges and proposes until no other writer came in between.
     async fn merge(&self, input: Option<&Input>, options: &WriteOptions) -> Result<Response<ObjectResponse>, Status> {
         let admitted = admit::decode(input, options).map_err(refused)?;
@@ -150,6 +175,9 @@ impl objects_server::Objects for ObjectsService {
         let request = request.into_inner();
         let options = request.options.unwrap_or_default();
         let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
+        if let Some(outcome) = self.update_as_known(&admitted, &options).await? {
+            return answer(outcome, &admitted);
+        }
         let snapshot = self.read().await?;
         let live = Self::live(&snapshot, &admitted.object.key())?;
         let put = admit::update(&admitted, &live, options.status).map_err(refused)?;

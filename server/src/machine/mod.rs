@@ -36,6 +36,7 @@ use fairlead_proto::internal::v1::{
 };
 use fairlead_proto::model::{Invalid, Key, ObjectRef};
 use fairlead_proto::v1::{Kind, Namespace, NamespaceStatus, ObjectMeta, WriteEffect};
+use prost::Message as _;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -61,6 +62,10 @@ pub struct Change {
     pub new: Option<ObjectRef>,
 }
 
+/// Tags of a [`StoredEvent`]'s objects.
+const OLD: u32 = 3;
+const NEW: u32 = 4;
+
 impl Change {
     /// As stored and sent.
     #[must_use]
@@ -71,6 +76,17 @@ impl Change {
             old: self.old.as_deref().cloned(),
             new: self.new.as_deref().cloned(),
         }
+    }
+
+    /// [`Self::to_stored`], encoded without a copy of the objects: every member does this at every write.
+    #[must_use]
+    pub fn encode_stored(&self) -> Vec<u8> {
+        let objects = [(OLD, self.old.as_deref()), (NEW, self.new.as_deref())];
+        let objects = objects.into_iter().filter_map(|(tag, object)| Some((tag, object?)));
+        let mut bytes =
+            StoredEvent { revision: self.revision, at_ms: self.at_ms, ..StoredEvent::default() }.encode_to_vec();
+        objects.for_each(|(tag, object)| prost::encoding::message::encode(tag, object, &mut bytes));
+        bytes
     }
 
     /// From what was stored; `None` if there is no object in it.

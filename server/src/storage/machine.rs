@@ -120,7 +120,7 @@ impl StateMachine {
             let object = change.new.as_ref().map(|object| object.encode_to_vec());
             put(keys::object(generation, &change.key), object);
             let event = keys::state(generation, keys::tag::EVENT, &change.revision.to_be_bytes());
-            put(event, Some(change.to_stored().encode_to_vec()));
+            put(event, Some(change.encode_stored()));
         }
         // What left the window leaves the store in the same batch.
         for gone in compacted + 1..=self.current.history.compacted() {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::machine::state::{cluster_addresses, node_ports};
+use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Checks every law for one applied entry.
@@ -32,6 +33,7 @@ fn revisions(before: &State, applied: &Applied, snapshot: &Snapshot) {
     for (change, revision) in applied.changes.iter().zip(before.revision() + 1..) {
         assert_eq!(change.revision, revision);
         assert_eq!(change.at_ms, after.at_ms());
+        assert_eq!(change.encode_stored(), change.to_stored().encode_to_vec());
         let old = now.get(&change.key).cloned().unwrap_or_else(|| before.get(&change.key).cloned());
         assert_eq!(change.old, old);
         assert_ne!(
