@@ -126,6 +126,49 @@ fn bad_input_gets_one_clear_error_and_changes_nothing() {
 }
 
 #[test]
+fn an_objects_past_is_shown_compared_and_brought_back() {
+    let cluster = Cluster::start(3);
+    let field = |path: &str| cluster.ok(&["get", "svc", "web", "-o", &format!("jsonpath={{{path}}}")], "");
+    cluster.ok(&["apply", "-f", "-"], &service("web"));
+    let (first, address) = (field(".metadata.resourceVersion"), field(".spec.clusterIP"));
+    cluster.ok(&["label", "svc", "web", "tier=front"], "");
+    let second = field(".metadata.resourceVersion");
+    let difference = run(cluster.cli().args(["diff", "svc/web", "--revision", &format!("{first}..{second}")]), "");
+    assert_eq!(text(&difference.stdout), "metadata.labels.tier: none → \"front\"\n");
+    assert_eq!(difference.status.code(), Some(1));
+    assert_eq!(cluster.ok(&["diff", "svc", "web", "--revision", &second], ""), "", "nothing since");
+    cluster.ok(&["delete", "svc", "web"], "");
+    cluster.ok(&["rollback", "svc", "web", "--to-revision", &second, "--dry-run=server"], "");
+    assert!(!cluster.run(&["get", "svc", "web"], "").status.success(), "a dry run keeps nothing");
+    let said = cluster.ok(&["rollback", "svc", "web", "--to-revision", &second], "");
+    assert_eq!(said, format!("service/web rolled back to revision {second}\n"));
+    assert_eq!((field(".spec.clusterIP"), field(".metadata.labels.tier")), (address.clone(), "front".to_owned()));
+    cluster.ok(&["rollback", "svc/web", "--to-revision", &first], "");
+    assert_eq!((field(".spec.clusterIP"), field(".metadata.labels.tier")), (address, String::new()));
+
+    let history = cluster.ok(&["history", "svc", "web", "--no-headers"], "");
+    let lines: Vec<String> =
+        history.lines().map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")).collect();
+    let (on, off) = ("metadata.labels.tier: none → \"front\"", "metadata.labels.tier: \"front\" → none");
+    assert_eq!(lines, ["created", on, "deleted", "created", off], "{history}");
+    assert_eq!(cluster.ok(&["history", "svc/web", "--limit", "1", "--no-headers"], "").lines().count(), 1);
+    for (args, says) in [
+        (&["history", "svc", "nope"] as &[&str], "\"nope\" not found"),
+        (&["history", "svc"], "exactly one object is needed"),
+        (&["rollback", "svc", "web", "--to-revision", "99999999"], "Too large resource version"),
+        (&["diff", "svc", "web", "--revision", "x"], "no range of revisions"),
+        (&["rollback", "svc", "web", "--to-revision", "1"], "not found"),
+    ] {
+        let refused = cluster.run(args, "");
+        assert!(
+            !refused.status.success() && text(&refused.stderr).contains(says),
+            "{args:?}: {}",
+            text(&refused.stderr)
+        );
+    }
+}
+
+#[test]
 fn an_address_is_taken_once_and_freed_at_once() {
     let cluster = Cluster::start(1);
     let with = |name: &str| service(name).replace("spec:\n", "spec:\n  clusterIP: 10.96.7.7\n");

@@ -9,8 +9,9 @@ use fairlead_proto::v1::cluster_client::ClusterClient;
 use fairlead_proto::v1::objects_client::ObjectsClient;
 use fairlead_proto::v1::{
     ApplyRequest, CreateRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, GetRequest, HistoryRequest,
-    HistoryResponse, ListRequest, ListResponse, ObjectResponse, RequestId, StatusRequest, StatusResponse,
-    UpdateRequest, WaitProgrammedRequest, WaitProgrammedResponse, WatchRequest, WatchResponse, WriteOptions,
+    HistoryResponse, ListRequest, ListResponse, ObjectResponse, RequestId, RevisionsRequest, RevisionsResponse,
+    StatusRequest, StatusResponse, UpdateRequest, WaitProgrammedRequest, WaitProgrammedResponse, WatchRequest,
+    WatchResponse, WriteOptions,
 };
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -169,6 +170,14 @@ impl Servers {
     /// [`Failure`].
     pub async fn dataplane(&self, request: DataplaneRequest) -> Result<DataplaneResponse, Failure> {
         self.ask(request, None, async |channel, request| cluster(channel).dataplane(request).await).await
+    }
+
+    /// What an object was.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn revisions(&self, request: RevisionsRequest) -> Result<RevisionsResponse, Failure> {
+        self.ask(request, None, async |channel, request| objects(channel).revisions(request).await).await
     }
 
     /// The recent past.

@@ -3,6 +3,7 @@
 //! Not a second API: whatever a verb knows about objects it asks the servers or `fairlead_proto`. A verb prints its
 //! results on standard output and everything else on standard error.
 
+mod changes;
 mod columns;
 mod config;
 mod connect;
@@ -29,8 +30,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use verbs::{
-    about, apply, check, contexts, create, dataplane, delete, describe, drain, events, expose, get, label, status,
-    trace, wait,
+    about, apply, check, contexts, create, dataplane, delete, describe, drain, events, expose, get, history, label,
+    status, trace, wait,
 };
 
 /// A request's time, if nobody says.
@@ -86,6 +87,12 @@ pub enum Verb {
     Annotate(Box<label::LabelArgs>),
     /// Show what happened lately
     Events(events::EventsArgs),
+    /// Show what changed an object, revision by revision
+    History(history::HistoryArgs),
+    /// Show what differs between an object at two revisions; exit code 1 if anything does
+    Diff(history::DiffArgs),
+    /// Make an object what it was at an earlier revision
+    Rollback(history::RollbackArgs),
     /// List the resource types
     ApiResources(about::ApiResourcesArgs),
     /// Show the client's and the server's version
@@ -159,6 +166,9 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Label(args) => label::run(global, &args, label::LABELS).await,
         Verb::Annotate(args) => label::run(global, &args, label::ANNOTATIONS).await,
         Verb::Events(args) => events::run(global, &args).await,
+        Verb::History(args) => history::run(global, &args).await,
+        Verb::Diff(args) => history::diff(global, &args).await,
+        Verb::Rollback(args) => history::rollback(global, &args).await,
         Verb::ApiResources(args) => about::api_resources(&args),
         Verb::Version(args) => about::version(global, &args).await,
         Verb::Completion(args) => about::completion(&args),

@@ -206,6 +206,10 @@ impl Objects for Mock {
         Ok(Response::new(ObjectResponse { object: Some(object), revision, ..ObjectResponse::default() }))
     }
 
+    async fn revisions(&self, _: Request<RevisionsRequest>) -> Result<Response<RevisionsResponse>, Status> {
+        Err(Status::unimplemented("the mock has no past"))
+    }
+
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let request = request.into_inner();
         let revision = self.read(request.min_revision).await?;

@@ -5,4 +5,5 @@ pub mod admit;
 pub mod cluster;
 pub mod list;
 pub mod objects;
+pub mod past;
 pub mod status;

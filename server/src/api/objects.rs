@@ -2,7 +2,7 @@
 
 use crate::api::admit::{self, Admitted, Draw, Refused};
 use crate::api::list::{self, Selection, Unlisted};
-use crate::api::status;
+use crate::api::{past, status};
 use crate::machine::{Snapshot, apply};
 use crate::raft::Consensus;
 use crate::watch::stream::{STREAM_BUFFER, Watcher};
@@ -12,7 +12,8 @@ use fairlead_proto::internal::v1::{Delete, Outcome, Put, command, put};
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
     ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Input, Kind, ListRequest, ListResponse,
-    Object, ObjectResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect, WriteOptions, objects_server,
+    Object, ObjectResponse, RevisionsRequest, RevisionsResponse, UpdateRequest, WatchRequest, WatchResponse,
+    WriteEffect, WriteOptions, objects_server,
 };
 use ipnet::IpNet;
 use rand::Rng as _;
@@ -203,7 +204,15 @@ impl objects_server::Objects for ObjectsService {
         let request = request.into_inner();
         let key = known_key(request.key.as_ref())?;
         let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
-        let object = Self::live(&snapshot, &key)?;
+        let object = match request.at_revision {
+            0 => Self::live(&snapshot, &key)?,
+            future if future > snapshot.state.revision() => {
+                return Err(status::future_revision(future, snapshot.state.revision()));
+            }
+            past => past::at(&snapshot, &key, past)
+                .map_err(|compacted| status::compacted(past, compacted.oldest))?
+                .ok_or_else(|| status::not_found(&key, past))?,
+        };
         let revision = snapshot.state.revision();
         Ok(Response::new(ObjectResponse { object: Some((*object).clone()), revision, ..ObjectResponse::default() }))
     }
@@ -213,6 +222,16 @@ impl objects_server::Objects for ObjectsService {
         bounded(&request.label_selector, &request.field_selector)?;
         let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
         list::list(&snapshot, &request).map(Response::new).map_err(unlisted)
+    }
+
+    async fn revisions(&self, request: Request<RevisionsRequest>) -> Result<Response<RevisionsResponse>, Status> {
+        let request = request.into_inner();
+        let key = known_key(request.key.as_ref())?;
+        let found = past::revisions(&*self.read().await?, &key, request.limit);
+        if found.revisions.is_empty() {
+            return Err(status::not_found(&key, found.revision));
+        }
+        Ok(Response::new(found))
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {

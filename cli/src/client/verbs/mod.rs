@@ -12,6 +12,7 @@ pub mod drain;
 pub mod events;
 pub mod expose;
 pub mod get;
+pub mod history;
 pub mod label;
 pub mod manifests;
 pub mod sort;
