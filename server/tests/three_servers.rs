@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use fairlead_proto::internal::v1::{
-    BoardRequest, BoardResponse, Delete, DriftResponse, Outcome, Put, ReportNodesRequest, ReportNodesResponse, command,
-    put,
+    BoardRequest, BoardResponse, Delete, DriftResponse, InitCluster, Outcome, Put, ReportNodesRequest,
+    ReportNodesResponse, command, put,
 };
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::objects_server::Objects as _;
 use fairlead_proto::v1::{
-    DataplaneRequest, DataplaneResponse, Input, Kind, MemberStatus, Namespace, ObjectMeta, RequestId, UpdateRequest,
-    input,
+    ApplyRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, Input, Kind, MemberStatus, Namespace, ObjectMeta,
+    RequestId, UpdateRequest, input,
 };
 use fairlead_server::api::objects::ObjectsService;
 use fairlead_server::raft::{Consensus, ConsensusConfig, PeerApi, ProposeError, StartError};
@@ -148,6 +148,12 @@ impl Cluster {
         &self.members[index].as_ref().unwrap().consensus
     }
 
+    /// What clients see of a member.
+    fn face(&self, index: usize) -> ObjectsService {
+        let consensus = self.member(index).clone();
+        ObjectsService::new(consensus.clone(), Writer::new(consensus), CancellationToken::new())
+    }
+
     async fn leader(&self) -> usize {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -246,11 +252,7 @@ async fn writes_through_any_member_are_read_on_every_member_and_survive_the_lead
 async fn updates_through_members_in_turn_are_all_made_although_a_member_may_lag() {
     let cluster = Cluster::start(3, 1_000).await;
     cluster.create(0, "a").await;
-    let face = |index: usize| {
-        let consensus = cluster.member(index).clone();
-        ObjectsService::new(consensus.clone(), Writer::new(consensus), CancellationToken::new())
-    };
-    let faces = [face(0), face(1), face(2)];
+    let faces = [cluster.face(0), cluster.face(1), cluster.face(2)];
     let update = |index: usize, round: u64, revision: u64| {
         let labels = [("round".to_owned(), round.to_string())].into();
         let metadata = ObjectMeta { name: "a".into(), labels, revision, ..ObjectMeta::default() };
@@ -272,6 +274,33 @@ async fn updates_through_members_in_turn_are_all_made_although_a_member_may_lag(
     for index in 0..3 {
         let said = update(index, 0, last - 1).await.unwrap_err();
         assert_eq!(said.code(), tonic::Code::Aborted, "{said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_apply_is_not_refused_for_what_a_member_that_lags_still_has() {
+    let cluster = Cluster::start(3, 1_000).await;
+    let init = InitCluster {
+        cluster_id: "cluster".into(),
+        service_cidr: "10.96.0.0/16".into(),
+        node_port_first: 30_000,
+        node_port_last: 32_767,
+        uids: vec!["uid-default".into(), "uid-kube-system".into()],
+    };
+    let done = cluster.member(0).propose(stamp(command::Kind::InitCluster(init), None)).await.unwrap();
+    assert_eq!(done.rejection, None);
+    let faces = [cluster.face(0), cluster.face(1), cluster.face(2)];
+    for round in 0..60 {
+        // Its address can't be changed: it is another service each time.
+        let manifest = format!(
+            r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s"}},"spec":{{"clusterIP":"10.96.1.{round}","ports":[{{"port":80}}]}}}}"#
+        );
+        let face = &faces[round % 3];
+        let input = Some(Input { form: Some(input::Form::ManifestJson(manifest)) });
+        let applied = face.apply(tonic::Request::new(ApplyRequest { input, ..ApplyRequest::default() })).await;
+        applied.unwrap_or_else(|status| panic!("round {round}: {status:?}"));
+        let key = Some(Key::new(Kind::Service, "default", "s").to_wire());
+        face.delete(tonic::Request::new(DeleteRequest { key, ..DeleteRequest::default() })).await.unwrap();
     }
 }
 

@@ -133,8 +133,20 @@ impl ObjectsService {
         let mut snapshot = self.consensus.local();
         for attempt in 0..MERGE_ATTEMPTS {
             let live = snapshot.state.get(&key).cloned();
-            let (put, effect) = admit::apply(&admitted, live.as_deref(), draw(), options.status).map_err(refused)?;
-            let outcome = self.put(options, put, live.as_deref()).await?;
+            let permitted = admit::apply(&admitted, live.as_deref(), draw(), options.status).and_then(|merged| {
+                admit::permit(&merged.0, live.as_deref(), &self.external_ips)?;
+                Ok(merged)
+            });
+            let (put, effect) = match permitted {
+                Ok(merged) => merged,
+                // What this member has may be old: nothing is refused for it.
+                Err(_) if attempt == 0 => {
+                    snapshot = self.read().await?;
+                    continue;
+                }
+                Err(why) => return Err(refused(why)),
+            };
+            let outcome = self.write(options, command::Kind::Put(put)).await?;
             let raced = outcome.rejection.as_ref().is_some_and(|rejection| {
                 use fairlead_proto::internal::v1::rejection::Code;
                 match rejection.code() {
