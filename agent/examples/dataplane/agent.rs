@@ -2,7 +2,7 @@
 //! bytes on the wire. The server at the other end of its stream is here, and coalesces as ours does: one delta is
 //! unacknowledged at most.
 
-use super::services::{all, replace};
+use super::services::{all, replace, vip};
 use super::spread;
 use fairlead_proto::v1::node_sync_server::{NodeSync, NodeSyncServer};
 use fairlead_proto::v1::{
@@ -10,7 +10,11 @@ use fairlead_proto::v1::{
 };
 use fairlead_proto::view::NodeView;
 use prost::Message as _;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -25,13 +29,15 @@ const PAUSE: Duration = Duration::from_millis(5);
 const LOAD: Duration = Duration::from_secs(30);
 /// Items in one message of a full view, as the servers cut it.
 const PART: usize = 2_000;
+/// A connection that takes longer was not answered at once.
+const SECOND_SYN: Duration = Duration::from_millis(900);
 /// HTTP/2's and gRPC's part of every message.
 const FRAMING: usize = 9 + 5;
 
 /// Prints a row for each size.
 pub fn measure(fairlead: &str, sizes: &[u32]) {
     println!(
-        "\n{:22} {:>8}  {:>12} {:>20} {:>22} {:>22} {:>20} {:>10} {:>10}",
+        "\n{:22} {:>8}  {:>12} {:>20} {:>22} {:>22} {:>20} {:>14} {:>10} {:>10}",
         "the agent, nftables",
         "services",
         "cold start",
@@ -39,6 +45,7 @@ pub fn measure(fairlead: &str, sizes: &[u32]) {
         "20/s (p50/p99, CPU)",
         "1,000/s (p50/p99, CPU)",
         "digest mismatch",
+        "lost meanwhile",
         "memory",
         "wire"
     );
@@ -79,14 +86,16 @@ async fn one(fairlead: &str, size: u32) {
     let mut wrong = change(&view, size, &mut round);
     stamp(&mut view, &mut wrong);
     wrong.digest = vec![0; 32];
+    let clients = Clients::start();
     let begun = Instant::now();
     line.send(wrong).await;
     let mut line = streams.recv().await.expect("another stream");
     line.full(&view).await;
     let resync = begun.elapsed();
+    let (made, lost) = clients.stop();
     bytes.sort_unstable();
     println!(
-        "{:22} {size:>8}  {:>9.0} ms {:>17} ms {slow:>22} {fast:>22} {:>17.0} ms {:>6.1} MiB {:>5} B",
+        "{:22} {size:>8}  {:>9.0} ms {:>17} ms {slow:>22} {fast:>22} {:>17.0} ms {lost:>5} of {made:>5} {:>6.1} MiB {:>5} B",
         "",
         cold.as_secs_f64() * 1e3,
         spread(alone),
@@ -141,6 +150,39 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Connections to the first service's VIP, one after another.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u32, u32)>,
+}
+
+impl Clients {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let vip = SocketAddr::from((vip(0), 80));
+        let thread = std::thread::spawn(move || {
+            let (mut made, mut lost) = (0, 0);
+            while !stopped.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                let stream = TcpStream::connect_timeout(&vip, Duration::from_secs(3));
+                made += 1;
+                // A second SYN is sent after a second.
+                lost += u32::from(stream.is_err() || begun.elapsed() > SECOND_SYN);
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            (made, lost)
+        });
+        Self { stop, thread }
+    }
+
+    /// How many were made, and how many of them lost a packet.
+    fn stop(self) -> (u32, u32) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the clients")
     }
 }
 
