@@ -12,8 +12,9 @@ mod common;
 use common::cases::node;
 use common::random::{any_view, between};
 use fairlead_agent::plan::nftables::class::Class;
+use fairlead_agent::plan::nftables::rules::Numbers;
 use fairlead_agent::plan::nftables::set::{CLASS_SHIFT, POOL_MASK};
-use fairlead_agent::plan::nftables::{Bytes, Observed, Op, Packed, Set};
+use fairlead_agent::plan::nftables::{Bytes, Observed, Op, Packed, Rules, Set};
 use fairlead_agent::plan::service::Protocol;
 use fairlead_agent::plan::{Family, NftablesPlane, NodeFacts, Plane, Style, compile};
 use fairlead_proto::v1::NodeDelta;
@@ -146,6 +147,15 @@ fn repairs(ops: &[Op]) -> Vec<&Op> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rules_are_what_was_packed(view in any_view()) {
+        let facts = node();
+        for service in view.services.values() {
+            let rules = Rules::compile(service, (&facts, "a"), None, &mut Numbers::default());
+            prop_assert_eq!(Packed::from(&rules).unpack(), rules);
+        }
+    }
 
     #[test]
     fn executing_a_diff_makes_it_empty(from in any_view(), to in any_view()) {

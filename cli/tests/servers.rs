@@ -133,6 +133,10 @@ fn an_objects_past_is_shown_compared_and_brought_back() {
     let (first, address) = (field(".metadata.resourceVersion"), field(".spec.clusterIP"));
     cluster.ok(&["label", "svc", "web", "tier=front"], "");
     let second = field(".metadata.resourceVersion");
+    let was = |revision: &str| cluster.ok(&["get", "svc/web", "--revision", revision, "-o", "name"], "");
+    assert_eq!((was(&first), was(&second)), ("service/web\n".to_owned(), "service/web\n".to_owned()));
+    let label = ["get", "svc", "web", "--revision", &first, "-o", "jsonpath={.metadata.labels.tier}"];
+    assert_eq!(cluster.ok(&label, ""), "");
     let difference = run(cluster.cli().args(["diff", "svc/web", "--revision", &format!("{first}..{second}")]), "");
     assert_eq!(text(&difference.stdout), "metadata.labels.tier: none → \"front\"\n");
     assert_eq!(difference.status.code(), Some(1));
@@ -155,6 +159,8 @@ fn an_objects_past_is_shown_compared_and_brought_back() {
     for (args, says) in [
         (&["history", "svc", "nope"] as &[&str], "\"nope\" not found"),
         (&["history", "svc"], "exactly one object is needed"),
+        (&["get", "svc", "--revision", "3"], "--revision needs objects by name"),
+        (&["get", "endpointslice", "web", "--revision", "3"], "endpointslices are rendered"),
         (&["rollback", "svc", "web", "--to-revision", "99999999"], "Too large resource version"),
         (&["diff", "svc", "web", "--revision", "x"], "no range of revisions"),
         (&["rollback", "svc", "web", "--to-revision", "1"], "not found"),

@@ -57,10 +57,11 @@ struct Cluster {
 }
 
 impl Drop for Cluster {
+    /// Waits until databases are closed: a process that ends before takes RocksDB's globals away under its threads.
     fn drop(&mut self) {
-        for index in 0..self.members.len() {
-            self.kill_member(index);
-        }
+        let runtimes: Vec<Runtime> = self.members.drain(..).flatten().map(|running| running.runtime).collect();
+        let close = || runtimes.into_iter().for_each(|runtime| runtime.shutdown_timeout(Duration::from_secs(5)));
+        let _ = std::thread::spawn(close).join();
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Filter {
     pub fields: String,
     /// Objects a page; 0 = all at once.
     pub chunk: u32,
+    /// As they were then, if by name; 0 = now.
+    pub revision: u64,
 }
 
 /// What a command line selects.
@@ -60,6 +62,15 @@ impl Session {
         let filter = Filter { namespace: self.namespace.clone(), ..Filter::default() };
         let all = self.list(resource, &filter).await?;
         all.into_iter().find(|one| text(&one.value, "/metadata/name") == name).ok_or_else(|| missing(resource, name))
+    }
+
+    /// One object of a resource type as it was at a revision.
+    ///
+    /// # Errors
+    /// [`Failure`]; `NotFound` if there was none then.
+    pub async fn past(&self, resource: &'static Resource, name: &str, revision: u64) -> Result<Shown, Failure> {
+        let key = Key::new(resource.must_be_stored()?.kind, self.namespace.as_str(), name);
+        Ok(Shown { resource, value: manifest::render(&self.at(&key, revision).await?) })
     }
 
     /// Every object of a resource type that a filter lets through.
@@ -120,7 +131,11 @@ impl Session {
     pub async fn select(&self, targets: &Targets, filter: &Filter) -> Result<Selected, Failure> {
         let mut selected = Selected { objects: Vec::new(), failures: Vec::new() };
         for (resource, name) in &targets.named {
-            match self.named(resource, name).await {
+            let found = match filter.revision {
+                0 => self.named(resource, name).await,
+                past => self.past(resource, name, past).await,
+            };
+            match found {
                 Ok(shown) => selected.objects.push(shown),
                 Err(failure @ Failure::Server(_)) => selected.failures.push(failure),
                 Err(failure) => return Err(failure),

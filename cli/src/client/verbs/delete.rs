@@ -232,6 +232,7 @@ impl DeleteArgs {
             labels: self.selector.clone().unwrap_or_default(),
             fields: self.field_selector.clone().unwrap_or_default(),
             chunk: CHUNK,
+            ..Filter::default()
         };
         for resource in &targets.whole {
             selected.objects.extend(session.list(resource.must_be_stored()?, &filter).await?);

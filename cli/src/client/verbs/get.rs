@@ -60,6 +60,9 @@ pub struct GetArgs {
     /// Objects asked for at once; 0 = all
     #[arg(long, default_value_t = CHUNK)]
     chunk_size: u32,
+    /// As they were at this revision of the cluster; see `history`
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    revision: Option<u64>,
     /// An object that isn't there is no failure
     #[arg(long)]
     ignore_not_found: bool,
@@ -83,6 +86,9 @@ pub async fn run(global: &Global, args: &GetArgs) -> Result<(), Failure> {
     }
     if !targets.named.is_empty() && args.all_namespaces {
         return Err(Failure::local("a resource cannot be retrieved by name across all namespaces"));
+    }
+    if args.revision.is_some() && (targets.named.is_empty() || args.watch || args.watch_only) {
+        return Err(Failure::local("--revision needs objects by name, and is not for watching"));
     }
     let session = global.session()?;
     if args.watch || args.watch_only {
@@ -112,6 +118,7 @@ impl GetArgs {
             labels: self.selector.clone().unwrap_or_default(),
             fields: self.field_selector.clone().unwrap_or_default(),
             chunk: self.chunk_size,
+            revision: self.revision.unwrap_or(0),
         }
     }
 

@@ -202,7 +202,7 @@ impl Session {
     }
 
     /// An object as it was at a revision; 0 = now.
-    async fn at(&self, key: &Key, revision: u64) -> Result<Object, Failure> {
+    pub async fn at(&self, key: &Key, revision: u64) -> Result<Object, Failure> {
         let request = GetRequest { key: Some(key.to_wire()), at_revision: revision, ..GetRequest::default() };
         let answer = self.servers.get(request).await?;
         answer.object.ok_or_else(|| Failure::local("the server answered without an object"))

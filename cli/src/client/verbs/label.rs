@@ -102,6 +102,7 @@ pub async fn run(global: &Global, args: &LabelArgs, map: Map) -> Result<(), Fail
         labels: args.selector.clone().unwrap_or_default(),
         fields: args.field_selector.clone().unwrap_or_default(),
         chunk: CHUNK,
+        ..Filter::default()
     };
     let selected = if args.files.filename.is_empty() {
         session.select(&targets, &filter).await?

@@ -118,6 +118,7 @@ impl WaitArgs {
             labels: self.selector.clone().unwrap_or_default(),
             fields: self.field_selector.clone().unwrap_or_default(),
             chunk: CHUNK,
+            ..Filter::default()
         };
         let mut names = Vec::new();
         for resource in &targets.whole {

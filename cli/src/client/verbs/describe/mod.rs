@@ -62,6 +62,7 @@ pub async fn run(global: &Global, args: &DescribeArgs) -> Result<(), Failure> {
         labels: args.selector.clone().unwrap_or_default(),
         fields: String::new(),
         chunk: CHUNK,
+        ..Filter::default()
     };
     let mut selected = if args.files.filename.is_empty() {
         session.select(&targets, &filter).await?
