@@ -2,7 +2,8 @@
 //!
 //! Wakes on a new view; every 30 s, whatever the churn, it reads the kernel back, names what somebody else changed and
 //! repairs it. The kernel is called from the loop, which blocks: it runs on a thread of its own. Meanwhile newer deltas
-//! fold, so a slow kernel coalesces. Without servers, and when the agent stops, the rules stay. INVARIANT: a revision is reported as applied only after the kernel took it.
+//! fold, so a slow kernel coalesces. Without servers, and when the agent stops, the rules stay.
+//! INVARIANT: a revision is reported as applied only after the kernel took it.
 
 use crate::budget::Budget;
 use crate::drift::{Drifts, NAMES};

@@ -14,7 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-const MAGIC: &[u8] = b"fairlead agent state 2\n";
+const MAGIC: &[u8] = b"fairlead agent state 3\n";
 const SNAPSHOT: &str = "view";
 const LOG: &str = "deltas";
 const CHECK_BYTES: usize = 8;

@@ -113,11 +113,6 @@ impl EndpointList {
         }
     }
 
-    /// Takes one out.
-    pub fn remove(&mut self, id: &EndpointId) -> Option<Endpoint> {
-        self.find(id).ok().map(|at| decoded(&self.0.remove(at)))
-    }
-
     /// Takes out the one that a delta means: without a pod's name, the only one with its address.
     fn take(&mut self, reference: &EndpointRef) -> Option<Endpoint> {
         let at = match self.find(&(reference.address.clone(), reference.pod_name.clone())) {

@@ -77,16 +77,20 @@ impl<P: Plane> Desired<P> {
 
     /// The same, with services as `pace` shows them.
     pub fn update_all_paced(&mut self, view: &NodeView, pace: Pace<'_>) -> Step<P> {
-        self.zone = zone(view, &self.facts);
-        let all = self.services.keys().chain(view.services.keys()).cloned().collect();
+        let all = self.all(view);
         self.update_paced(view, &all, pace)
     }
 
     /// The same for a kernel that must be read anyway: without ops, and the book is left to `adopt`.
     pub fn replace_all(&mut self, view: &NodeView, pace: Pace<'_>) -> Step<P> {
-        self.zone = zone(view, &self.facts);
-        let all = self.services.keys().chain(view.services.keys()).cloned().collect();
+        let all = self.all(view);
         self.replace(view, &all, pace)
+    }
+
+    /// Takes the node's zone from a view; the names of all services to be looked at, the gone ones too.
+    fn all(&mut self, view: &NodeView) -> BTreeSet<NamespacedName> {
+        self.zone = zone(view, &self.facts);
+        self.services.keys().chain(view.services.keys()).cloned().collect()
     }
 
     /// The same for one of which these services changed.

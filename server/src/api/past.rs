@@ -5,9 +5,12 @@ use crate::watch::history::Compacted;
 use crate::write::rfc3339;
 use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{ObjectRevision, RevisionsResponse};
+use prost::Message as _;
 
 /// Revisions in one answer.
 const MOST: usize = 1_000;
+/// Bytes of objects in one answer; a message has 64 MiB.
+const MOST_BYTES: usize = 32 << 20;
 
 /// An object as it was at a revision of the cluster; `None`: there was none.
 ///
@@ -19,30 +22,39 @@ pub fn at(snapshot: &Snapshot, key: &Key, revision: u64) -> Result<Option<Object
     Ok(next.map_or_else(|| snapshot.state.get(key).cloned(), |change| change.old.clone()))
 }
 
-/// Every revision of an object that the window tells of, and the one that it begins with; at most `limit`, the newest.
+/// Every revision of an object that the window tells of, and the one that it begins with; at most `limit` and
+/// [`MOST_BYTES`], the newest.
 #[must_use]
 pub fn revisions(snapshot: &Snapshot, key: &Key, limit: u32) -> RevisionsResponse {
     let compacted = snapshot.history.compacted();
     let changes: Vec<_> =
         snapshot.history.after(compacted).into_iter().flatten().filter(|one| one.key == *key).collect();
     let first = match changes.first() {
-        Some(change) => change.old.clone(),
-        None => snapshot.state.get(key).cloned(),
+        Some(change) => change.old.as_ref(),
+        None => snapshot.state.get(key),
     };
-    let before = first.map(|object| ObjectRevision {
-        revision: object.metadata().revision,
-        time: String::new(),
-        object: Some((*object).clone()),
-    });
-    let told = changes.iter().map(|change| ObjectRevision {
-        revision: change.revision,
-        time: rfc3339(change.at_ms),
-        object: change.new.as_deref().cloned(),
-    });
-    let mut revisions: Vec<ObjectRevision> = before.into_iter().chain(told).collect();
+    let before = first.map(|object| (object.metadata().revision, String::new(), Some(object)));
+    let told = changes.iter().map(|change| (change.revision, rfc3339(change.at_ms), change.new.as_ref()));
+    let all: Vec<_> = before.into_iter().chain(told).collect();
     let limit = if limit == 0 { MOST } else { MOST.min(limit as usize) };
-    revisions.drain(..revisions.len().saturating_sub(limit));
-    RevisionsResponse { revisions, compacted, revision: snapshot.state.revision() }
+    let mut bytes = 0;
+    let fits = |(_, _, object): &&(u64, String, Option<&ObjectRef>)| {
+        bytes += object.map_or(0, |object| object.encoded_len());
+        bytes <= MOST_BYTES
+    };
+    let newest = all.iter().rev().take(limit).take_while(fits).count();
+    let older = all.len() - newest;
+    let revisions = all.into_iter().skip(older).map(|(revision, time, object)| ObjectRevision {
+        revision,
+        time,
+        object: object.map(|object| (**object).clone()),
+    });
+    RevisionsResponse {
+        revisions: revisions.collect(),
+        compacted,
+        revision: snapshot.state.revision(),
+        more: older > 0,
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +88,9 @@ mod tests {
             let kept = at(snapshot, &b, pair[1].revision - 1).unwrap();
             assert_eq!(kept.as_deref(), pair[0].object.as_ref());
         }
-        assert_eq!(revisions(snapshot, &b, 1).revisions.len(), 1);
+        let one = revisions(snapshot, &b, 1);
+        assert_eq!((one.revisions.last(), one.revisions.len(), one.more), (own.last(), 1, true));
+        assert!(!revisions(snapshot, &b, own.len() as u32).more && !revisions(snapshot, &b, 0).more);
         assert_eq!(revisions(snapshot, &Key::new(Kind::Namespace, "", "c"), 0).revisions, []);
     }
 }

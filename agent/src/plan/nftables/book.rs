@@ -81,9 +81,7 @@ impl Book {
         }
         complete
     }
-}
 
-impl Book {
     /// Notes a service that wasn't in it, and whose elements a kernel is compared with anyway.
     pub fn take_in(&mut self, name: &NamespacedName, rules: &Rules, facts: &NodeFacts) {
         let step = Step { name, old: None, new: Some(rules) };

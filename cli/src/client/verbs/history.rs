@@ -19,6 +19,8 @@ use serde_json::Value;
 
 /// Changes of one revision that are shown.
 const FEW: usize = 4;
+/// Revisions shown at once: servers give a thousand, and the one before the first is needed.
+const MOST: i64 = 999;
 
 /// Flags of `history`.
 #[derive(Args, Debug)]
@@ -27,7 +29,7 @@ pub struct HistoryArgs {
     #[arg(required = true, value_name = "KIND NAME")]
     object: Vec<String>,
     /// The newest so many
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=MOST))]
     limit: u32,
     /// Without the line of column titles
     #[arg(long)]
@@ -83,20 +85,15 @@ pub async fn run(global: &Global, args: &HistoryArgs) -> Result<(), Failure> {
     let session = global.session()?;
     let (resource, key) = session.one(&args.object)?;
     // One more: what the first one shown changed.
-    let limit = args.limit.max(1).saturating_add(1);
-    let request = RevisionsRequest { key: Some(key.to_wire()), limit };
+    let request = RevisionsRequest { key: Some(key.to_wire()), limit: args.limit + 1 };
     let answer = session.servers.revisions(request).await?;
     let mut revisions = answer.revisions;
-    let shown: Vec<Shown> = revisions
-        .iter()
-        .filter_map(|one| one.object.as_ref())
-        .map(|object| Shown { resource, value: manifest::render(object) })
-        .collect();
+    let before = if answer.more || revisions.len() > args.limit as usize { Some(revisions.remove(0)) } else { None };
     if !matches!(format, Format::Table { .. }) {
-        let surplus = shown.len().saturating_sub(args.limit as usize);
-        return print(&format.render(&shown[surplus..], false)?);
+        let objects = revisions.iter().filter_map(|one| one.object.as_ref());
+        let shown: Vec<Shown> = objects.map(|object| Shown { resource, value: manifest::render(object) }).collect();
+        return print(&format.render(&shown, false)?);
     }
-    let before = if revisions.len() > args.limit as usize { Some(revisions.remove(0)) } else { None };
     let mut rows = Vec::new();
     if !args.no_headers {
         rows.push(["REVISION", "AGE", "CHANGE"].map(str::to_owned).to_vec());
@@ -133,7 +130,7 @@ fn few(mut changes: Vec<String>) -> String {
     if changes.is_empty() { "nothing that is shown".to_owned() } else { changes.join("; ") }
 }
 
-/// Runs `diff`: exit code 1 if there is a difference, as kubectl's.
+/// Runs `diff`: exit code 1 if there is a difference, or no answer.
 ///
 /// # Errors
 /// [`Failure`]; silent if there is a difference.
