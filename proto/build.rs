@@ -63,6 +63,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "fairlead/v1/api.proto",
         "fairlead/v1/sync.proto",
         "fairlead/v1/cluster.proto",
+        "fairlead/v1/access.proto",
+        "fairlead/v1/members.proto",
+        "fairlead/v1/maintenance.proto",
         "fairlead/internal/v1/machine.proto",
         "fairlead/internal/v1/peer.proto",
     ];

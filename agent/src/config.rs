@@ -1,5 +1,6 @@
 //! What an agent is told at its start.
 
+use fairlead_proto::token::JoinToken;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,6 +39,18 @@ pub struct Config {
     /// File of the network namespace in which rules are kept and probes are made; `None` = the process's own. The stream
     /// to the servers stays outside.
     pub netns: Option<PathBuf>,
+    /// How it speaks with the servers.
+    pub security: Security,
+}
+
+/// How an agent speaks with the servers.
+#[derive(Clone, Debug, Default)]
+pub enum Security {
+    /// Plaintext.
+    #[default]
+    Plain,
+    /// TLS, with the certificate of the state directory; without one, with a token to get it.
+    Tls(Option<JoinToken>),
 }
 
 impl Default for Config {
@@ -56,6 +69,7 @@ impl Default for Config {
             masquerade_all: false,
             labels: BTreeMap::new(),
             netns: None,
+            security: Security::Plain,
         }
     }
 }

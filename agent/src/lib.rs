@@ -6,6 +6,7 @@
 
 pub mod book;
 mod budget;
+pub mod certificate;
 pub mod config;
 pub mod dataplane;
 pub mod drift;
@@ -22,9 +23,10 @@ pub mod sync;
 pub mod tasks;
 pub mod witness;
 
-pub use config::{Config, Mode};
+pub use config::{Config, Mode, Security};
 pub use modes::{clean, resolve as resolve_mode};
 
+use crate::certificate::Certificate;
 use crate::dataplane::Dataplane;
 use crate::drift::Drifts;
 use crate::health::HealthChecks;
@@ -84,6 +86,9 @@ pub enum AgentError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Its certificate.
+    #[error("the certificate of this node can't be used: {0}")]
+    Certificate(#[from] std::io::Error),
     /// A task ended.
     #[error(transparent)]
     Ended(#[from] Ended),
@@ -161,7 +166,10 @@ impl Start {
             shared: shared.clone(),
             progress: served.clone(),
         });
-        let sync = Sync::new(greeting(&config, mode, node_ip), shared.clone(), dataplane, (store, loaded.cluster));
+        let certificate = Arc::new(Certificate::open(&config)?);
+        let greeting = greeting(&config, mode, node_ip);
+        let kept = (store, loaded.cluster);
+        let sync = Sync::new((greeting, certificate.clone()), shared.clone(), dataplane, kept);
         let (health_view, node_name) = (shared.clone(), facts.node_name.clone());
         let probes = Probes::new(shared.clone(), sync.book(), node_ip);
 
@@ -169,6 +177,7 @@ impl Start {
         let reconcile = Reconcile::new(shared, kernel, facts, progress).watched(asked, drifts);
         tasks.spawn_apart("reconcile", reconcile.run(cancel.clone()));
         tasks.spawn("sync", sync.run(cancel.clone()));
+        tasks.spawn("certificate", certificate.run(cancel.clone()));
         tasks.spawn("probe", probes.run(namespace.clone(), cancel.clone()));
         let checks = HealthChecks::new(health_view, node_name, served.clone(), namespace.clone());
         tasks.spawn("health", checks.run(cancel.clone()));

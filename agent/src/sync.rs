@@ -5,10 +5,12 @@
 //! while the kernel keeps what it has.
 
 use crate::book::Book;
+use crate::certificate::{Certificate, NoCertificate};
 use crate::dataplane::Dataplane;
 use crate::reconcile::Progress;
 use crate::shared::Shared;
 use crate::state::{Store, snapshot};
+use fairlead_proto::tls::{SERVER_NAME, Transport};
 use fairlead_proto::v1::node_sync_client::NodeSyncClient;
 use fairlead_proto::v1::{
     AgentMessage, Applied, DataplaneAnswer, DataplaneQuery, Failed, Heartbeat, Hello, NodeDelta, PodStatusReport,
@@ -44,8 +46,11 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StreamEnd {
     /// The server can't be reached.
-    #[error("can't connect: {0}")]
+    #[error("can't connect: {}", innermost(.0))]
     Connect(#[from] tonic::transport::Error),
+    /// There is no certificate to show.
+    #[error(transparent)]
+    Certificate(#[from] NoCertificate),
     /// The server ended it.
     #[error("{}", .0.message())]
     Status(#[from] tonic::Status),
@@ -88,6 +93,7 @@ pub struct Greeting {
 /// The task.
 pub struct Sync {
     greeting: Greeting,
+    certificate: Arc<Certificate>,
     shared: Arc<Shared>,
     book: Arc<Book>,
     dataplane: Arc<Dataplane>,
@@ -100,7 +106,7 @@ impl Sync {
     /// Makes the task.
     #[must_use]
     pub fn new(
-        greeting: Greeting,
+        (greeting, certificate): (Greeting, Arc<Certificate>),
         shared: Arc<Shared>,
         dataplane: Arc<Dataplane>,
         (store, cluster): (Store, Welcome),
@@ -108,6 +114,7 @@ impl Sync {
         let progress = dataplane.progress.clone();
         Self {
             greeting,
+            certificate,
             shared,
             book: Arc::default(),
             dataplane,
@@ -165,7 +172,8 @@ impl Sync {
     }
 
     async fn try_stream(&mut self, server: &str) -> Result<std::convert::Infallible, StreamEnd> {
-        let channel = connect(server, &self.greeting.hello).await?;
+        let transport = self.certificate.transport(server).await?;
+        let channel = connect(server, &transport, &self.greeting.hello).await?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
         let (have, digest) = self.shared.have();
         let hello = Hello { cluster_id: self.cluster.cluster_id.clone(), have, digest, ..self.greeting.hello.clone() };
@@ -344,6 +352,15 @@ pub fn service_cidrs(cluster: &Welcome) -> Vec<IpNet> {
     cluster.service_cidr.split(',').filter_map(|text| text.trim().parse().ok()).collect()
 }
 
+/// The innermost reason of an error, which is what a person can act on.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
 fn is_refusal(end: &StreamEnd) -> bool {
     use tonic::Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated};
     matches!(end, StreamEnd::Status(status) if matches!(status.code(), FailedPrecondition | InvalidArgument | PermissionDenied | Unauthenticated))
@@ -354,8 +371,9 @@ fn patience(hello: &Hello) -> Duration {
     Duration::from_secs(u64::from(hello.grace_seconds / 2).clamp(2, 20))
 }
 
-async fn connect(server: &str, hello: &Hello) -> Result<Channel, StreamEnd> {
-    let uri = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+async fn connect(server: &str, transport: &Transport, hello: &Hello) -> Result<Channel, StreamEnd> {
+    let bare = server.split_once("://").map_or(server, |(_, bare)| bare);
+    let uri = format!("http://{bare}");
     let patience = patience(hello);
     let endpoint = Endpoint::from_shared(uri)?
         .connect_timeout(CONNECT_TIMEOUT)
@@ -363,5 +381,5 @@ async fn connect(server: &str, hello: &Hello) -> Result<Channel, StreamEnd> {
         .http2_keep_alive_interval(patience)
         .keep_alive_timeout(patience)
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect().await?)
+    Ok(transport.connect(endpoint, SERVER_NAME).await?)
 }

@@ -5,7 +5,8 @@ use crate::server::host_name;
 use crate::{settings, signals, telemetry};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use fairlead_agent::{Config, Mode};
+use fairlead_agent::{Config, Mode, Security as AgentSecurity};
+use fairlead_server::pki::listener::{HttpListener, Security};
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -55,6 +56,12 @@ pub struct AgentArgs {
     /// /metrics and /livez of the agent; none by default
     #[arg(long, env = "FAIRLEAD_AGENT_LISTEN_METRICS")]
     listen_metrics: Option<SocketAddr>,
+    /// Token to join with, if this node has no certificate yet (`fairlead token create`)
+    #[arg(long, env = "FAIRLEAD_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// File with the token
+    #[arg(long, env = "FAIRLEAD_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// Servers (in the file only; on the command line it is the global --server)
     #[arg(skip)]
     server: Vec<String>,
@@ -81,9 +88,13 @@ pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
         return fairlead_agent::cleanup(&prefix).await.context("cleanup");
     }
     let insecure = global.insecure || file.insecure;
-    anyhow::ensure!(insecure, "this version speaks plaintext only: say --insecure to run an agent without TLS");
     let listen_metrics = args.listen_metrics.or(file.listen_metrics);
-    let config = configure(global, args, file)?;
+    let token = settings::token((args.token.as_deref(), args.token_file.as_deref()))?.map_or_else(
+        || settings::token((file.token.as_deref(), file.token_file.as_deref())),
+        |token| Ok(Some(token)),
+    )?;
+    let security = if insecure { AgentSecurity::Plain } else { AgentSecurity::Tls(token) };
+    let config = Config { security, ..configure(global, args, file)? };
     let cancel = signals()?;
     let render = telemetry::metrics()?;
     if let Some(address) = listen_metrics {
@@ -93,6 +104,7 @@ pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
         let router = axum::Router::new()
             .route("/metrics", axum::routing::get(move || async move { render() }))
             .route("/livez", axum::routing::get(|| async { "ok\n" }));
+        let listener = HttpListener::new(listener, Security::Plain)?;
         tokio::spawn(fairlead_server::http::serve(listener, router, cancel.clone()));
     }
     fairlead_agent::run(config, cancel).await.context("agent")

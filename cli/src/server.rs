@@ -9,6 +9,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Life of a certificate, if nobody says.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 86_400);
 
 /// Run a server. With --config FILE the same settings come from a TOML file (names as the flags').
 #[derive(Args, Deserialize, Default)]
@@ -38,6 +42,9 @@ pub struct ServerArgs {
     /// gRPC address told to the other members [default: from --listen-grpc]
     #[arg(long, env = "FAIRLEAD_ADVERTISE_GRPC")]
     advertise_grpc: Option<String>,
+    /// Address told to the other members, of a server that joins or that others will [default: from --listen-peer]
+    #[arg(long, env = "FAIRLEAD_ADVERTISE_PEER", value_name = "HOST:PORT")]
+    advertise_peer: Option<String>,
     /// All members: n1=host:peerport,… [default: this member alone]
     #[arg(long, env = "FAIRLEAD_INITIAL_CLUSTER")]
     initial_cluster: Option<String>,
@@ -56,6 +63,24 @@ pub struct ServerArgs {
     /// What DNS does without a quorum: serve-stale or strict [default: serve-stale]
     #[arg(long, env = "FAIRLEAD_DNS_STALE")]
     dns_stale: Option<String>,
+    /// A server of the cluster to join, HOST:PORT of its --listen-grpc
+    #[arg(long, env = "FAIRLEAD_JOIN", value_name = "HOST:PORT")]
+    join: Option<String>,
+    /// Token to join with (`fairlead token create --role server`)
+    #[arg(long, env = "FAIRLEAD_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// File with the token
+    #[arg(long, env = "FAIRLEAD_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Names and addresses of this server for its certificate, beside the ones that it listens on
+    #[arg(long, env = "FAIRLEAD_TLS_NAMES", value_delimiter = ',')]
+    tls_names: Option<Vec<String>>,
+    /// Life of the certificates that it signs for members and nodes [default: 720h]
+    #[arg(long, env = "FAIRLEAD_CERTIFICATE_LIFE")]
+    certificate_life: Option<String>,
+    /// Who changed what [default: audit.log in the data directory]
+    #[arg(long, env = "FAIRLEAD_AUDIT_LOG")]
+    audit_log: Option<PathBuf>,
     /// Speak plaintext (in the file only; on the command line it is the global --insecure)
     #[arg(skip)]
     insecure: bool,
@@ -69,8 +94,9 @@ pub async fn main(global: &Global, args: ServerArgs) -> anyhow::Result<()> {
         None => ServerArgs::default(),
     };
     let insecure = global.insecure || file.insecure;
-    anyhow::ensure!(insecure, "this version speaks plaintext only: say --insecure to run a server without TLS");
-    let config = configure(args, file)?;
+    let tls = if insecure { None } else { Some(tls_config(&args, &file)?) };
+    let join = args.join.clone().or_else(|| file.join.clone());
+    let config = fairlead_server::Config { tls, join, ..configure(args, file)? };
     let cancel = signals()?;
     fairlead_server::run(config, cancel, None).await.context("server")
 }
@@ -82,9 +108,17 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
     let initial_cluster = match cluster {
         Some(text) => settings::initial_cluster(&text)?,
         None => {
-            let host =
-                if listen_peer.ip().is_unspecified() { "127.0.0.1".to_owned() } else { listen_peer.ip().to_string() };
-            vec![(name.clone(), format!("{host}:{}", listen_peer.port()))]
+            let advertised = args.advertise_peer.or(file.advertise_peer);
+            let joins = args.join.is_some() || file.join.is_some();
+            let address = match advertised {
+                Some(address) => address,
+                None if !listen_peer.ip().is_unspecified() => listen_peer.to_string(),
+                None if joins => {
+                    anyhow::bail!("say where the other members reach this one: --advertise-peer HOST:PORT")
+                }
+                None => format!("127.0.0.1:{}", listen_peer.port()),
+            };
+            vec![(name.clone(), address)]
         }
     };
     let stale = args.dns_stale.or(file.dns_stale);
@@ -110,6 +144,25 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
         cluster_domain: args.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".into()),
         dns_stale,
         render_metrics: telemetry::metrics()?,
+        tls: None,
+        join: None,
+    })
+}
+
+fn tls_config(args: &ServerArgs, file: &ServerArgs) -> anyhow::Result<fairlead_server::TlsConfig> {
+    let life = match args.certificate_life.as_ref().or(file.certificate_life.as_ref()) {
+        Some(text) => settings::duration(text).context("--certificate-life")?,
+        None => CERTIFICATE_LIFE,
+    };
+    let token = settings::token((args.token.as_deref(), args.token_file.as_deref()))?.map_or_else(
+        || settings::token((file.token.as_deref(), file.token_file.as_deref())),
+        |token| Ok(Some(token)),
+    )?;
+    Ok(fairlead_server::TlsConfig {
+        life,
+        names: args.tls_names.clone().or_else(|| file.tls_names.clone()).unwrap_or_default(),
+        token,
+        audit_log: args.audit_log.clone().or_else(|| file.audit_log.clone()),
     })
 }
 

@@ -2,8 +2,10 @@
 //! TOML, the flags' names), which overrides the default.
 
 use anyhow::Context as _;
+use fairlead_proto::token::JoinToken;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::time::Duration;
 
 /// Reads a settings file; an unknown or mistyped setting is an error that names it.
 ///
@@ -33,6 +35,31 @@ pub fn initial_cluster(text: &str) -> anyhow::Result<Vec<(String, String)>> {
     }
     anyhow::ensure!(!members.is_empty(), "--initial-cluster is empty");
     Ok(members)
+}
+
+/// A join token, itself or in a file.
+///
+/// # Errors
+/// The file can't be read, or it is no token. A token is never repeated.
+pub fn token((text, file): (Option<&str>, Option<&Path>)) -> anyhow::Result<Option<JoinToken>> {
+    let text = match (text, file) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some(file)) => {
+            std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(text.parse::<JoinToken>()?))
+}
+
+/// "90s", "720h".
+///
+/// # Errors
+/// It is no duration of a second or more.
+pub fn duration(text: &str) -> anyhow::Result<Duration> {
+    let length = crate::client::parse_duration(text).map_err(|why| anyhow::anyhow!("{why}"))?;
+    anyhow::ensure!(length >= Duration::from_secs(1), "{text:?} is less than a second");
+    Ok(length)
 }
 
 /// "30000-32767" as first and last port.

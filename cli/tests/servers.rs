@@ -74,8 +74,6 @@ fn wrong_starts_say_what_to_do() {
     let wrong = run(&mut other, "");
     assert!(!wrong.status.success());
     assert!(text(&wrong.stderr).contains("cluster"), "{}", text(&wrong.stderr));
-    let plain = run(Command::new(common::FAIRLEAD).args(["server", "--name", "n1"]), "");
-    assert!(text(&plain.stderr).contains("--insecure"), "{}", text(&plain.stderr));
     let missing =
         run(Command::new(common::FAIRLEAD).args(["--insecure", "--config", "/nonexistent.toml", "server"]), "");
     assert!(text(&missing.stderr).contains("/nonexistent.toml"), "{}", text(&missing.stderr));

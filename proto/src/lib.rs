@@ -5,9 +5,14 @@
 
 pub mod convert;
 pub mod digest;
+#[cfg(feature = "rpc")]
+pub mod enroll;
 pub mod json;
 pub mod manifest;
 pub mod model;
+#[cfg(feature = "rpc")]
+pub mod tls;
+pub mod token;
 pub mod view;
 
 /// The public API, `fairlead.v1`.

@@ -1,5 +1,6 @@
 //! Plain HTTP beside gRPC: `/metrics`, `/livez`, `/readyz`.
 
+use crate::pki::listener::HttpListener;
 use crate::raft::Consensus;
 use axum::Router;
 use axum::extract::State;
@@ -8,7 +9,6 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Renders the process's metrics in Prometheus' text format.
@@ -36,7 +36,7 @@ pub fn metrics(render: RenderMetrics) -> Router {
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(listener: HttpListener, router: Router, cancel: CancellationToken) -> std::io::Result<()> {
     axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
 }
 

@@ -4,11 +4,13 @@
 //! renders the value.
 
 pub mod api;
+pub mod audit;
 pub mod controller;
 pub mod dns;
 pub mod http;
 pub mod machine;
 pub mod nodes;
+pub mod pki;
 pub mod raft;
 pub mod storage;
 pub mod sync;
@@ -18,4 +20,4 @@ pub mod write;
 
 mod run;
 
-pub use run::{Config, ServerError, run};
+pub use run::{Config, ServerError, TlsConfig, run};

@@ -3,18 +3,32 @@
 //! Shutdown: 1. stop admitting (listeners close) → 2. end streams with a retry hint → 3. hand over leadership and stop
 //! Raft → 4. flush storage (with Raft's end). A second signal aborts (in `main`).
 
+use crate::api::access::AccessService;
+use crate::api::guard::Guard;
+use crate::api::maintenance::MaintenanceService;
+use crate::api::members::MembersService;
 use crate::api::{cluster::ClusterService, objects::ObjectsService};
+use crate::audit::Audit;
 use crate::controller::lease;
 use crate::dns;
 use crate::http::{self, RenderMetrics};
 use crate::nodes::{Nodes, PeerFace};
-use crate::raft::{Consensus, ConsensusConfig, StartError, incoming};
+use crate::pki::Purpose;
+use crate::pki::keeper::{Keeper, PkiConfig, PkiError};
+use crate::pki::listener::{HttpListener, Security, connections};
+use crate::raft::joined::Joined;
+use crate::raft::{Consensus, ConsensusConfig, StartError};
 use crate::sync::delta::Stamped;
 use crate::sync::session::{self, NodeSyncService, Sessions};
 use crate::tasks::{Ended, Tasks};
 use crate::write::Writer;
+use fairlead_proto::enroll::{self, EnrollError};
+use fairlead_proto::tls::{self, Transport};
+use fairlead_proto::token::JoinToken;
 use fairlead_proto::v1::{
-    cluster_server::ClusterServer, node_sync_server::NodeSyncServer, objects_server::ObjectsServer,
+    JoinRequest, access_server::AccessServer, bootstrap_server::BootstrapServer, cluster_server::ClusterServer,
+    maintenance_server::MaintenanceServer, members_server::MembersServer, node_sync_server::NodeSyncServer,
+    objects_server::ObjectsServer,
 };
 use ipnet::IpNet;
 use std::net::SocketAddr;
@@ -29,6 +43,8 @@ use tokio_util::sync::CancellationToken;
 pub const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// Largest request of a client, bytes (as kube-apiserver's limit).
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
+/// Largest request about who may do what, bytes: it comes from anybody.
+const MAX_ACCESS: usize = 64 * 1024;
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -67,6 +83,23 @@ pub struct Config {
     pub dns_stale: dns::StalePolicy,
     /// Renders `/metrics`.
     pub render_metrics: RenderMetrics,
+    /// TLS on every port; `None` = plaintext.
+    pub tls: Option<TlsConfig>,
+    /// A server of the cluster to join, host:port of its gRPC; `None` = it founds one, or has joined before.
+    pub join: Option<String>,
+}
+
+/// How a server comes by its certificates.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// Life of the certificates that it signs for members and nodes.
+    pub life: Duration,
+    /// Names and addresses at which clients find it, beside those it listens on.
+    pub names: Vec<String>,
+    /// A token, for a member that joins and has no certificates yet.
+    pub token: Option<JoinToken>,
+    /// Who changed what; `None` = `audit.log` in the data directory.
+    pub audit_log: Option<PathBuf>,
 }
 
 /// Why a server does not start or ends.
@@ -87,6 +120,18 @@ pub enum ServerError {
     /// The configuration contradicts itself.
     #[error("{0}")]
     Config(String),
+    /// Certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// No certificates for a token.
+    #[error(transparent)]
+    Enroll(#[from] EnrollError),
+    /// Joining.
+    #[error("can't join: {0}")]
+    Join(String),
+    /// The audit log.
+    #[error("the audit log can't be opened: {0}")]
+    Audit(std::io::Error),
     /// Consensus or storage.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -109,9 +154,15 @@ pub async fn run(
 ) -> Result<(), ServerError> {
     let listeners = Listeners::open(&config).await?;
     let face = Arc::new(PeerFace::default());
+    let mut consensus_config = consensus_config(&config)?;
+    let secured = Secured::open(&config, &mut consensus_config).await?;
+    consensus_config.joined = tokio::select! {
+        joined = join(&config, &consensus_config, &secured) => joined?,
+        () = cancel.cancelled() => return Ok(()),
+    };
     // A member without data waits for others.
     let consensus = tokio::select! {
-        started = Consensus::start(consensus_config(&config)?, face.clone()) => started?,
+        started = Consensus::start(consensus_config, face.clone()) => started?,
         () = cancel.cancelled() => return Ok(()),
     };
     // Streams and listeners end first; Raft after them.
@@ -131,12 +182,26 @@ pub async fn run(
     tasks.spawn_quiet("lease", lease::run(consensus.clone(), writer.clone(), watched, serving.clone()));
     tasks.spawn("storage", failure(consensus.clone(), serving.clone()));
     let objects = ObjectsService::new(consensus.clone(), writer.clone(), serving.clone());
-    let objects = objects.allowing_external_ips(config.external_ip_cidrs.clone());
-    let routes = grpc_routes(objects, &consensus, (&nodes, &sessions)).await?;
-    tasks.spawn("grpc", serve_grpc(listeners.grpc, routes, serving.clone()));
-    tasks.spawn("https", http::serve(listeners.https, http::health(consensus.clone()), serving.clone()));
+    let objects = objects.allowing_external_ips(config.external_ip_cidrs.clone()).audited(secured.audit.clone());
+    let access = AccessService {
+        consensus: consensus.clone(),
+        writer: writer.clone(),
+        keeper: secured.keeper.clone(),
+        audit: secured.audit.clone(),
+    };
+    let members = MembersService { consensus: consensus.clone(), audit: secured.audit.clone() };
+    let maintenance = MaintenanceService { consensus: consensus.clone(), audit: secured.audit.clone() };
+    let routes = grpc_routes((objects, access, members, maintenance), &consensus, (&nodes, &sessions)).await?;
+    let guard = Guard { consensus: consensus.clone() };
+    tasks.spawn("grpc", serve_grpc((listeners.grpc, secured.security()), (routes, guard), serving.clone()));
+    let https = secured.http(listeners.https, config.listen_https)?;
+    tasks.spawn("https", http::serve(https, http::health(consensus.clone()), serving.clone()));
     let metrics = http::health(consensus.clone()).merge(http::metrics(config.render_metrics.clone()));
-    tasks.spawn("metrics", http::serve(listeners.metrics, metrics, serving.clone()));
+    let listener = secured.http(listeners.metrics, config.listen_metrics)?;
+    tasks.spawn("metrics", http::serve(listener, metrics, serving.clone()));
+    if let Some(keeper) = &secured.keeper {
+        tasks.spawn_quiet("certificates", keeper.clone().run(consensus.clone(), writer.clone(), serving.clone()));
+    }
     tasks.spawn("dns", serve_dns(&config, &consensus, serving.clone()));
     tracing::info!(name = config.name, grpc = %config.listen_grpc, peer = %config.listen_peer, "server is up");
     if let Some(started) = started {
@@ -148,6 +213,109 @@ pub async fn run(
     tasks.drain(DRAIN).await;
     consensus.shutdown().await;
     Ok(ended?)
+}
+
+/// What makes the ports secure, or nothing.
+#[derive(Default)]
+struct Secured {
+    keeper: Option<Arc<Keeper>>,
+    audit: Option<Arc<Audit>>,
+}
+
+impl Secured {
+    async fn open(config: &Config, consensus: &mut ConsensusConfig) -> Result<Self, ServerError> {
+        let Some(tls) = &config.tls else {
+            return Ok(Self::default());
+        };
+        let pki = pki_config(config, tls, &consensus.grpc_address);
+        let keeper = match (&config.join, &tls.token) {
+            (Some(server), Some(token)) if !Keeper::is_there(&config.data_dir)? => {
+                let held = enroll::server(server, token, (&config.name, &pki.names)).await?;
+                Keeper::joined(pki, held)?
+            }
+            _ => Keeper::open(pki)?,
+        };
+        let keeper = Arc::new(keeper);
+        consensus.security = keeper.security(Purpose::Peer);
+        consensus.transport = keeper.peers.clone();
+        let log = tls.audit_log.clone().unwrap_or_else(|| config.data_dir.join("audit.log"));
+        let audit = Audit::open(&log).map_err(ServerError::Audit)?;
+        Ok(Self { keeper: Some(keeper), audit: Some(Arc::new(audit)) })
+    }
+
+    fn security(&self) -> Security {
+        self.keeper.as_ref().map_or(Security::Plain, |keeper| keeper.security(Purpose::Client))
+    }
+
+    fn http(&self, listener: TcpListener, address: SocketAddr) -> Result<HttpListener, ServerError> {
+        HttpListener::new(listener, self.security()).map_err(|error| ServerError::Listen {
+            face: "metrics",
+            address,
+            error,
+        })
+    }
+}
+
+/// A member's place in the cluster that it joined before, or joins now. Asked until it is answered.
+async fn join(config: &Config, consensus: &ConsensusConfig, secured: &Secured) -> Result<Option<Joined>, ServerError> {
+    let files = ServerError::Join;
+    let mut joined = match (Joined::read(&config.data_dir).map_err(|error| files(error.to_string()))?, &config.join) {
+        (Some(joined), _) if joined.id != 0 => return Ok(Some(joined)),
+        (None, None) => return Ok(None),
+        (Some(joined), _) => joined,
+        (None, Some(_)) => Joined { nonce: uuid::Uuid::new_v4().to_string(), ..Joined::default() },
+    };
+    let server =
+        config.join.as_ref().ok_or_else(|| files("this member began to join a cluster: say --join again".into()))?;
+    joined.write(&config.data_dir).map_err(|error| files(error.to_string()))?;
+    let own = consensus.initial_cluster.iter().find(|(name, _)| *name == config.name);
+    let request = JoinRequest {
+        name: config.name.clone(),
+        peer_address: own.map(|(_, address)| address.clone()).unwrap_or_default(),
+        grpc_address: consensus.grpc_address.clone(),
+        nonce: joined.nonce.clone(),
+    };
+    let transport = match &secured.keeper {
+        Some(keeper) => {
+            Transport::tls(tls::client_config(&keeper.credentials(Purpose::Client)).map_err(PkiError::from)?)
+        }
+        None => Transport::plain(),
+    };
+    let answer = enroll::join(server, &transport, &request).await?;
+    joined.id = answer.id;
+    joined.fingerprint = answer.fingerprint;
+    joined.members = answer.members.into_iter().map(|member| (member.id, member.name, member.peer_address)).collect();
+    joined.write(&config.data_dir).map_err(|error| files(error.to_string()))?;
+    tracing::info!(id = joined.id, server, "joined the cluster as a learner");
+    Ok(Some(joined))
+}
+
+/// Every name at which a client may look for this server.
+fn pki_config(config: &Config, tls: &TlsConfig, grpc_address: &str) -> PkiConfig {
+    let host =
+        |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_owned();
+    let listened = [config.listen_grpc, config.listen_https].map(|address| address.ip());
+    let bound = listened.iter().filter(|ip| !ip.is_unspecified()).map(ToString::to_string);
+    let own = config.initial_cluster.iter().find(|(name, _)| *name == config.name).map(|(_, address)| host(address));
+    let mut names: Vec<String> =
+        ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), config.name.clone()]
+            .into_iter()
+            .chain(bound)
+            .chain(own)
+            .chain([host(grpc_address)])
+            .chain(tls.names.iter().cloned())
+            .filter(|name| !name.is_empty())
+            .collect();
+    names.sort();
+    names.dedup();
+    PkiConfig {
+        name: config.name.clone(),
+        data_dir: config.data_dir.clone(),
+        names,
+        life: tls.life,
+        alone: config.initial_cluster.len() == 1 && config.join.is_none(),
+        grpc_address: grpc_address.to_owned(),
+    }
 }
 
 struct Listeners {
@@ -211,7 +379,7 @@ async fn failure(consensus: Consensus, cancel: CancellationToken) -> Result<(), 
 }
 
 async fn grpc_routes(
-    objects: ObjectsService,
+    (objects, access, members, maintenance): (ObjectsService, AccessService, MembersService, MaintenanceService),
     consensus: &Consensus,
     nodes: (&Arc<Nodes>, &Arc<Sessions>),
 ) -> Result<tonic::service::Routes, ServerError> {
@@ -232,21 +400,26 @@ async fn grpc_routes(
     .add_service(
         NodeSyncServer::new(sync).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE),
     )
+    .add_service(BootstrapServer::new(access.clone()).max_decoding_message_size(MAX_ACCESS))
+    .add_service(AccessServer::new(access).max_decoding_message_size(MAX_ACCESS))
+    .add_service(MaintenanceServer::new(maintenance).max_decoding_message_size(MAX_ACCESS))
+    .add_service(MembersServer::new(members).max_decoding_message_size(MAX_ACCESS))
     .add_service(health_service)
     .add_service(reflection))
 }
 
 async fn serve_grpc(
-    listener: TcpListener,
-    routes: tonic::service::Routes,
+    (listener, security): (TcpListener, Security),
+    (routes, guard): (tonic::service::Routes, Guard),
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .layer(guard)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener), cancel.cancelled_owned())
+        .serve_with_incoming_shutdown(connections(listener, security), cancel.cancelled_owned())
         .await
 }
 

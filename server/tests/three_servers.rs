@@ -12,6 +12,8 @@ use fairlead_proto::v1::{
     RequestId, UpdateRequest, input,
 };
 use fairlead_server::api::objects::ObjectsService;
+use fairlead_server::pki::Identity;
+use fairlead_server::pki::listener::Caller;
 use fairlead_server::raft::{Consensus, ConsensusConfig, PeerApi, ProposeError, StartError};
 use fairlead_server::write::{Writer, stamp};
 use std::net::TcpListener;
@@ -41,6 +43,13 @@ impl PeerApi for Silent {
     async fn drift(&self) -> Result<DriftResponse, tonic::Status> {
         Ok(DriftResponse::default())
     }
+}
+
+/// A request as it comes through a plaintext port.
+fn ask<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.extensions_mut().insert(Caller { identity: Identity::Unsecured, remote: None });
+    request
 }
 
 /// A member on a runtime of its own, which can be killed.
@@ -259,7 +268,7 @@ async fn updates_through_members_in_turn_are_all_made_although_a_member_may_lag(
         let metadata = ObjectMeta { name: "a".into(), labels, revision, ..ObjectMeta::default() };
         let object = Namespace { metadata: Some(metadata), ..Namespace::default() }.into();
         let input = Some(Input { form: Some(input::Form::Object(object)) });
-        faces[index].update(tonic::Request::new(UpdateRequest { input, ..UpdateRequest::default() }))
+        faces[index].update(ask(UpdateRequest { input, ..UpdateRequest::default() }))
     };
     let mut last = 0;
     for round in 1..=90 {
@@ -298,10 +307,10 @@ async fn an_apply_is_not_refused_for_what_a_member_that_lags_still_has() {
         );
         let face = &faces[round % 3];
         let input = Some(Input { form: Some(input::Form::ManifestJson(manifest)) });
-        let applied = face.apply(tonic::Request::new(ApplyRequest { input, ..ApplyRequest::default() })).await;
+        let applied = face.apply(ask(ApplyRequest { input, ..ApplyRequest::default() })).await;
         applied.unwrap_or_else(|status| panic!("round {round}: {status:?}"));
         let key = Some(Key::new(Kind::Service, "default", "s").to_wire());
-        face.delete(tonic::Request::new(DeleteRequest { key, ..DeleteRequest::default() })).await.unwrap();
+        face.delete(ask(DeleteRequest { key, ..DeleteRequest::default() })).await.unwrap();
     }
 }
 

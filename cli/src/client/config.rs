@@ -4,6 +4,8 @@
 
 use crate::client::failure::Failure;
 use crate::client::output::yaml;
+use data_encoding::BASE64;
+use fairlead_proto::tls::Credentials;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
@@ -22,6 +24,8 @@ pub struct ClientConfig {
     pub clusters: Vec<NamedCluster>,
     /// Contexts by name.
     pub contexts: Vec<NamedContext>,
+    /// Users by name.
+    pub users: Vec<NamedUser>,
     /// The context in force.
     pub current_context: String,
 }
@@ -40,10 +44,44 @@ pub struct NamedCluster {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct Cluster {
-    /// `http://host:port`, several joined by commas.
+    /// `https://host:port`, several joined by commas.
     pub server: String,
+    /// File of the CAs that the servers' certificates come from, PEM.
+    pub certificate_authority: String,
+    /// The same, base64.
+    pub certificate_authority_data: String,
     /// Ours: speak plaintext to them.
     pub insecure_plaintext: bool,
+}
+
+/// A user and its name.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NamedUser {
+    /// Name, unique in the file.
+    pub name: String,
+    /// The user.
+    pub user: User,
+}
+
+/// Who calls: a certificate and its key.
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct User {
+    /// File of the certificate, PEM.
+    pub client_certificate: String,
+    /// The same, base64.
+    pub client_certificate_data: String,
+    /// File of the private key, PEM.
+    pub client_key: String,
+    /// The same, base64.
+    pub client_key_data: String,
+}
+
+impl std::fmt::Debug for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("User")
+    }
 }
 
 /// A context and its name.
@@ -62,7 +100,7 @@ pub struct NamedContext {
 pub struct Context {
     /// Name of a cluster.
     pub cluster: String,
-    /// Name of a user; shown only, until certificates come.
+    /// Name of a user.
     pub user: String,
     /// Namespace in force; empty = "default".
     pub namespace: String,
@@ -77,6 +115,8 @@ pub struct Target {
     pub namespace: String,
     /// True if the command line named it: manifests may then not say another.
     pub namespace_given: bool,
+    /// Who calls, and whom it trusts; `None` = plaintext.
+    pub credentials: Option<Credentials>,
 }
 
 /// What flags and variables say.
@@ -104,12 +144,10 @@ pub fn resolve(given: &Given<'_>, file: Option<&ClientConfig>) -> Result<Target,
     let namespace = namespace
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| fairlead_proto::model::DEFAULT_NAMESPACE.to_owned());
-    let (listed, insecure) = match context {
+    let cluster = context.map(|context| file.cluster(&context.cluster)).transpose()?;
+    let (listed, insecure) = match cluster {
         _ if !given.servers.is_empty() => (given.servers.join(","), given.insecure),
-        Some(context) => {
-            let cluster = file.cluster(&context.cluster)?;
-            (cluster.server.clone(), given.insecure || cluster.insecure_plaintext)
-        }
+        Some(cluster) => (cluster.server.clone(), given.insecure || cluster.insecure_plaintext),
         None => (DEFAULT_SERVER.to_owned(), given.insecure),
     };
     let servers =
@@ -119,13 +157,18 @@ pub fn resolve(given: &Given<'_>, file: Option<&ClientConfig>) -> Result<Target,
             "no server is given: say --server HOST:PORT, or name one in the client configuration",
         ));
     }
-    if !insecure {
+    let credentials = match cluster.zip(context) {
+        _ if insecure => None,
+        Some((cluster, context)) => file.credentials(cluster, &context.user)?,
+        None => None,
+    };
+    if !insecure && credentials.is_none() {
         return Err(Failure::local(format!(
-            "this version speaks plaintext only: say --insecure (or FAIRLEAD_INSECURE=true, or insecure-plaintext: true at the cluster in the client configuration) to talk to {} without TLS",
+            "nothing says whom to trust at {}: give a client configuration with the cluster's CA and a certificate (--config FILE or FAIRLEAD_CONFIG; a first server writes one to admin.yaml in its data directory), or say --insecure to speak plaintext",
             servers.join(",")
         )));
     }
-    Ok(Target { servers, namespace, namespace_given: given.namespace.is_some() })
+    Ok(Target { servers, namespace, namespace_given: given.namespace.is_some(), credentials })
 }
 
 impl ClientConfig {
@@ -138,6 +181,21 @@ impl ClientConfig {
         found.map(|one| Some(&one.context)).ok_or_else(|| Failure::local(format!("context {name:?} does not exist")))
     }
 
+    /// Of a cluster and a user; `None` = no CA is named.
+    fn credentials(&self, cluster: &Cluster, user: &str) -> Result<Option<Credentials>, Failure> {
+        let ca = pem(&cluster.certificate_authority_data, &cluster.certificate_authority)?;
+        if ca.is_empty() {
+            return Ok(None);
+        }
+        let found = self.users.iter().find(|one| one.name == user).map(|one| &one.user);
+        let Some(user) = found else {
+            return Err(Failure::local(format!("user {user:?} does not exist in the client configuration")));
+        };
+        let certificate = pem(&user.client_certificate_data, &user.client_certificate)?;
+        let key = pem(&user.client_key_data, &user.client_key)?;
+        Ok(Some(Credentials { ca, certificate, key }))
+    }
+
     fn cluster(&self, name: &str) -> Result<&Cluster, Failure> {
         let found = self.clusters.iter().find(|one| one.name == name);
         found
@@ -146,14 +204,10 @@ impl ClientConfig {
     }
 }
 
-/// host:port of "host:port" or "http://host:port".
+/// host:port of "host:port", "https://host:port" or "http://host:port".
 fn address(text: &str) -> Result<String, Failure> {
-    if text.starts_with("https://") {
-        return Err(Failure::local(format!(
-            "{text}: this version speaks plaintext only, so servers are http:// or plain host:port"
-        )));
-    }
-    let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
+    let bare = bare.trim_end_matches('/');
     let bad = || Failure::local(format!("server {text:?} is not HOST:PORT"));
     let (host, port) = bare.rsplit_once(':').ok_or_else(bad)?;
     let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
@@ -163,12 +217,39 @@ fn address(text: &str) -> Result<String, Failure> {
     Ok(bare.to_owned())
 }
 
-/// Reads a client configuration.
+/// Reads a client configuration. Names of other files in it are relative to its own folder.
 ///
 /// # Errors
 /// The file can't be read, or is not one; with its path.
 pub fn read(path: &Path) -> Result<ClientConfig, Failure> {
-    serde_json::from_value(read_value(path)?).map_err(|error| not_one(path, &error.to_string()))
+    let mut config: ClientConfig =
+        serde_json::from_value(read_value(path)?).map_err(|error| not_one(path, &error.to_string()))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let from_folder = |name: &mut String| {
+        if !name.is_empty() {
+            *name = folder.join(&*name).display().to_string();
+        }
+    };
+    config.clusters.iter_mut().for_each(|one| from_folder(&mut one.cluster.certificate_authority));
+    for one in &mut config.users {
+        from_folder(&mut one.user.client_certificate);
+        from_folder(&mut one.user.client_key);
+    }
+    Ok(config)
+}
+
+/// PEM that is given itself, in base64, or by the name of its file.
+fn pem(data: &str, file: &str) -> Result<String, Failure> {
+    if !data.is_empty() {
+        let decoded = BASE64.decode(data.trim().as_bytes()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        return decoded.ok_or_else(|| {
+            Failure::local("the client configuration holds a certificate or key that is not base64 of PEM")
+        });
+    }
+    if file.is_empty() {
+        return Ok(String::new());
+    }
+    std::fs::read_to_string(file).map_err(|error| Failure::local(format!("can't read {file}: {error}")))
 }
 
 /// Reads a client configuration as it is, with what others keep in it.
@@ -292,7 +373,7 @@ mod tests {
         ] {
             assert!(resolve(&given, Some(&file())).unwrap_err().text().contains(says));
         }
-        for server in ["https://h:1", "h", "h:x", "h:70000", ":1", "::1:7400", "a b:1", "http://h/x:1"] {
+        for server in ["ftp://h:1", "h", "h:x", "h:70000", ":1", "::1:7400", "a b:1", "http://h/x:1"] {
             let servers = [server.to_owned()];
             assert!(
                 resolve(&Given { servers: &servers, insecure: true, ..Given::default() }, None).is_err(),

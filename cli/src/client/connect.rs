@@ -5,7 +5,10 @@
 //! everything this process has seen.
 
 use crate::client::failure::{self, Failure};
+use fairlead_proto::tls::{SERVER_NAME, Transport};
+use fairlead_proto::v1::access_client::AccessClient;
 use fairlead_proto::v1::cluster_client::ClusterClient;
+use fairlead_proto::v1::members_client::MembersClient;
 use fairlead_proto::v1::objects_client::ObjectsClient;
 use fairlead_proto::v1::{
     ApplyRequest, CreateRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, GetRequest, HistoryRequest,
@@ -33,12 +36,15 @@ const UNREACHABLE: Duration = Duration::from_secs(2);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// An attempt with less time than this is not worth making: it would only blur what is known.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// What TLS says if the other side refuses a certificate.
+const TURNED_AWAY: &str = "received fatal alert";
 /// No limit was asked for.
 const FOREVER: Duration = Duration::from_secs(7 * 86_400);
 
 /// The servers, as one.
 pub struct Servers {
     addresses: Vec<String>,
+    transport: Transport,
     channels: Vec<Mutex<Option<Channel>>>,
     current: AtomicUsize,
     limit: Duration,
@@ -63,9 +69,10 @@ enum Attempt<A> {
 
 impl Servers {
     /// Servers to be asked in this order; requests take at most `limit` (0 = no limit).
-    pub fn new(addresses: &[String], limit: Duration) -> Self {
+    pub fn new(addresses: &[String], transport: Transport, limit: Duration) -> Self {
         Self {
             addresses: addresses.to_vec(),
+            transport,
             channels: addresses.iter().map(|_| Mutex::new(None)).collect(),
             current: AtomicUsize::new(0),
             limit: if limit.is_zero() { FOREVER } else { limit },
@@ -180,12 +187,48 @@ impl Servers {
         self.ask(request, None, async |channel, request| objects(channel).revisions(request).await).await
     }
 
+    /// A question or change about who may do what.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn access<Q: Clone, A>(
+        &self,
+        request: Q,
+        call: impl AsyncFn(AccessClient<Channel>, Q) -> Result<Response<A>, Status>,
+    ) -> Result<A, Failure> {
+        self.ask(request, None, async |channel, request| call(AccessClient::new(channel), request).await).await
+    }
+
+    /// A change of the members.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn members<Q: Clone, A>(
+        &self,
+        request: Q,
+        call: impl AsyncFn(MembersClient<Channel>, Q) -> Result<Response<A>, Status>,
+    ) -> Result<A, Failure> {
+        self.ask(request, None, async |channel, request| call(MembersClient::new(channel), request).await).await
+    }
+
     /// The recent past.
     ///
     /// # Errors
     /// [`Failure`].
     pub async fn history(&self, request: HistoryRequest) -> Result<HistoryResponse, Failure> {
         self.ask(request, None, async |channel, request| cluster(channel).history(request).await).await
+    }
+
+    /// Opens a stream of answers.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn stream<Q: Clone, A>(
+        &self,
+        request: Q,
+        call: impl AsyncFn(Channel, Q) -> Result<Response<Streaming<A>>, Status>,
+    ) -> Result<Streaming<A>, Failure> {
+        self.ask(request, None, call).await
     }
 
     /// Opens a watch.
@@ -302,13 +345,24 @@ impl Servers {
             }
         };
         let problem = failure::problem(&status);
+        if status.details().is_empty() && told(&status).contains(TURNED_AWAY) {
+            // TLS 1.3 says so after the client believes to be connected; no request was looked at.
+            self.forget(index).await;
+            return Attempt::Unreachable(format!(
+                "Unable to connect to the server: {address} does not take this certificate ({})",
+                told(&status)
+            ));
+        }
         if status.details().is_empty() {
             // No word of the API: the connection broke, or something between us answered.
             match status.code() {
                 Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded => {
                     self.forget(index).await;
+                    // A server that speaks TLS hangs up on whoever doesn't.
+                    let hint =
+                        if self.transport.is_tls() { "" } else { "; does it speak TLS, and this is --insecure?" };
                     Attempt::InDoubt(format!(
-                        "Unable to get an answer: the server {address} broke off ({})",
+                        "Unable to get an answer: the server {address} broke off ({}){hint}",
                         told(&status)
                     ))
                 }
@@ -340,7 +394,7 @@ impl Servers {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5));
-        let channel = endpoint.connect().await.map_err(|error| {
+        let channel = self.transport.connect(endpoint, SERVER_NAME).await.map_err(|error| {
             let causes = causes(&error);
             if causes.contains("refused") {
                 format!("The connection to the server {address} was refused - did you specify the right host or port?")

@@ -221,8 +221,11 @@ mod tests {
 
     #[test]
     fn a_document_is_identified_or_refused() {
-        let session =
-            Session { servers: Servers::new(&[], Default::default()), namespace: "team".into(), namespace_given: true };
+        let session = Session {
+            servers: Servers::new(&[], Default::default(), Default::default()),
+            namespace: "team".into(),
+            namespace_given: true,
+        };
         let of = |value: Value| Document { value, source: "m.yaml".into() }.identify(&session);
         let (resource, key) =
             of(serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}})).unwrap();

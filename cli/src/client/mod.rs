@@ -26,13 +26,16 @@ use clap::{Args, Subcommand};
 use config::{Given, Target};
 use connect::Servers;
 use failure::Failure;
+use fairlead_proto::tls::{self, Transport};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use verbs::{
-    about, apply, check, contexts, create, dataplane, delete, describe, drain, events, expose, get, history, label,
-    status, trace, wait,
+    about, access, apply, check, contexts, create, dataplane, delete, describe, drain, events, expose, get, history,
+    label, members, snapshot, status, trace, wait,
 };
+
+pub use duration::parse_timeout as parse_duration;
 
 /// A request's time, if nobody says.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -110,6 +113,27 @@ pub enum Verb {
     Why(verbs::why::WhyArgs),
     /// Check every node's data plane; exit code 1 if something is wrong
     Check(check::CheckArgs),
+    /// Look at and change the members of the cluster
+    #[command(subcommand)]
+    Member(members::MemberVerb),
+    /// Save the cluster's state, look at a saved one, make a new cluster of it
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotVerb),
+    /// Operate the cluster
+    #[command(subcommand)]
+    Operator(members::OperatorVerb),
+    /// Make, list and delete tokens that let agents and servers join
+    #[command(subcommand)]
+    Token(access::TokenVerb),
+    /// Look at certificates, make and retire authorities
+    #[command(subcommand)]
+    Cert(access::CertVerb),
+    /// Say who may do what
+    #[command(subcommand)]
+    Auth(access::AuthVerb),
+    /// Make users
+    #[command(subcommand)]
+    User(access::UserVerb),
     /// Look at and choose contexts of the configuration file
     #[command(subcommand)]
     Config(contexts::ConfigVerb),
@@ -133,7 +157,15 @@ impl Global {
 
     fn session(&self) -> Result<Session, Failure> {
         let target = self.target()?;
-        let servers = Servers::new(&target.servers, self.request_timeout.unwrap_or(REQUEST_TIMEOUT));
+        let transport = match &target.credentials {
+            None => Transport::plain(),
+            Some(credentials) => {
+                let config = tls::client_config(credentials);
+                Transport::tls(config.map_err(|error| Failure::local(format!("the client configuration: {error}")))?)
+            }
+        };
+        let limit = self.request_timeout.unwrap_or(REQUEST_TIMEOUT);
+        let servers = Servers::new(&target.servers, transport, limit);
         Ok(Session { servers, namespace: target.namespace, namespace_given: target.namespace_given })
     }
 }
@@ -177,6 +209,13 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Trace(args) => trace::run(global, &args).await,
         Verb::Why(args) => verbs::why::run(global, &args).await,
         Verb::Check(args) => check::run(global, &args).await,
+        Verb::Member(verb) => members::member(global, verb).await,
+        Verb::Snapshot(verb) => snapshot::run(global, verb).await,
+        Verb::Operator(verb) => members::operator(global, verb).await,
+        Verb::Token(verb) => access::token(global, verb).await,
+        Verb::Cert(verb) => access::cert(global, verb).await,
+        Verb::Auth(verb) => access::auth(global, verb).await,
+        Verb::User(verb) => access::user(global, verb).await,
         Verb::Config(verb) => contexts::run(global, verb),
     }
 }

@@ -198,6 +198,8 @@ fn server_config(args: &DevArgs, data_dir: &Path) -> anyhow::Result<fairlead_ser
         cluster_domain: "cluster.local".into(),
         dns_stale: StalePolicy::ServeStale,
         render_metrics: telemetry::metrics()?,
+        tls: None,
+        join: None,
     })
 }
 

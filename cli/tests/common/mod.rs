@@ -77,6 +77,10 @@ pub fn free_port() -> u16 {
 pub struct Cluster {
     /// Their folders.
     pub dir: tempfile::TempDir,
+    /// They speak TLS; clients use this configuration.
+    pub admin: Option<PathBuf>,
+    /// More flags of every server.
+    pub flags: Vec<String>,
     names: Vec<String>,
     ports: Vec<[u16; 5]>,
     /// Running servers.
@@ -86,33 +90,70 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `count` servers and waits until they answer.
     pub fn start(count: usize) -> Self {
+        let mut cluster = Self::prepare(count);
+        cluster.start_all();
+        cluster
+    }
+
+    /// The same with TLS: authorities are made once and given to every founder.
+    pub fn start_secure(count: usize, flags: &[&str]) -> Self {
+        let mut cluster = Self::prepare(count);
+        let made = cluster.dir.path().join("made");
+        let mut init = Command::new(FAIRLEAD);
+        let all: Vec<_> = (0..count).map(|index| cluster.grpc(index)).collect();
+        let output = run(init.args(["--server", &all.join(","), "cert", "init"]).arg(&made), "");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        for index in 0..count {
+            let ca = cluster.data_dir(index).join("pki/ca");
+            std::fs::create_dir_all(&ca).unwrap();
+            for file in ["client.pem", "peer.pem"] {
+                std::fs::copy(made.join("ca").join(file), ca.join(file)).unwrap();
+            }
+        }
+        cluster.admin = Some(made.join("admin.yaml"));
+        cluster.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        cluster.start_all();
+        cluster
+    }
+
+    /// Starts every server and waits until they answer.
+    pub fn start_all(&mut self) {
+        for index in 0..self.servers.len() {
+            self.start_server(index);
+        }
+        self.wait_ready();
+    }
+
+    /// Servers that are not started yet.
+    pub fn prepare(count: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let names = (1..=count).map(|index| format!("n{index}")).collect();
         let ports = (0..count).map(|_| std::array::from_fn(|_| free_port())).collect();
-        let mut cluster = Self { dir, names, ports, servers: (0..count).map(|_| None).collect() };
-        for index in 0..count {
-            cluster.start_server(index);
-        }
-        cluster.wait_ready();
-        cluster
+        let servers = (0..count).map(|_| None).collect();
+        Self { dir, admin: None, flags: Vec::new(), names, ports, servers }
     }
 
     /// The command line of one server.
     pub fn server_command(&self, index: usize) -> Command {
         let [grpc, _, https, dns, metrics] = self.ports[index];
         let [_, peer, ..] = self.ports[index];
-        let members: Vec<_> =
-            self.names.iter().zip(&self.ports).map(|(name, ports)| format!("{name}=127.0.0.1:{}", ports[1])).collect();
         let mut command = Command::new(FAIRLEAD);
-        command
-            .args(["--insecure", "server", "--name", &self.names[index]])
-            .arg("--data-dir")
-            .arg(self.data_dir(index));
-        command.args(["--initial-cluster", &members.join(",")]);
+        if self.admin.is_none() {
+            command.arg("--insecure");
+        }
+        command.args(["server", "--name", &self.names[index]]).args(&self.flags);
+        command.arg("--data-dir").arg(self.data_dir(index));
+        command.args(["--initial-cluster", &self.founders()]);
         for (face, port) in [("grpc", grpc), ("peer", peer), ("https", https), ("dns", dns), ("metrics", metrics)] {
             command.arg(format!("--listen-{face}")).arg(format!("127.0.0.1:{port}"));
         }
         command
+    }
+
+    /// The founding list.
+    pub fn founders(&self) -> String {
+        let member = |(name, ports): (&String, &[u16; 5])| format!("{name}=127.0.0.1:{}", ports[1]);
+        self.names.iter().zip(&self.ports).map(member).collect::<Vec<_>>().join(",")
     }
 
     /// Where one server stores.
@@ -145,7 +186,10 @@ impl Cluster {
     pub fn cli(&self) -> Command {
         let all: Vec<_> = (0..self.names.len()).map(|index| self.grpc(index)).collect();
         let mut command = Command::new(FAIRLEAD);
-        command.args(["--insecure", "--server", &all.join(",")]);
+        match &self.admin {
+            Some(config) => command.arg("--config").arg(config),
+            None => command.args(["--insecure", "--server", &all.join(",")]),
+        };
         command
     }
 
@@ -178,7 +222,15 @@ impl Cluster {
 
     /// Waits until a write succeeds.
     pub fn wait_ready(&self) {
-        eventually("a ready cluster", || self.run(&["get", "namespace", "default"], "").status.success().then_some(()));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let output = self.run(&["get", "namespace", "default"], "");
+            if output.status.success() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not ready: {}\n{}", text(&output.stderr), self.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// The ends of all logs, for a failing test's message.

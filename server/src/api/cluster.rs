@@ -1,5 +1,7 @@
 //! The `Cluster` service: members, nodes, what is programmed where, the recent past.
 
+use crate::api::authz::{self, Verb};
+use crate::api::guard::caller;
 use crate::machine::{Change, Snapshot};
 use crate::nodes::Nodes;
 use crate::raft::Consensus;
@@ -42,7 +44,8 @@ impl ClusterService {
     }
 
     async fn members(&self) -> Vec<MemberStatus> {
-        let own = self.consensus.status().id;
+        let raft = self.consensus.status();
+        let (own, voters) = (raft.id, &raft.voters);
         let asked = self.consensus.members().into_iter().map(|member| async move {
             if member.id == own {
                 return own_status(&self.consensus);
@@ -59,7 +62,7 @@ impl ClusterService {
                 name: member.name.clone(),
                 peer_address: member.peer_address.clone(),
                 grpc_address: member.grpc_address.clone(),
-                voter: true,
+                voter: voters.contains(&member.id),
                 error,
                 ..MemberStatus::default()
             })
@@ -115,6 +118,8 @@ pub fn own_status(consensus: &Consensus) -> MemberStatus {
         revision: snapshot.state.revision(),
         state_digest: snapshot.state.digest_hex(),
         error: String::new(),
+        last_log_index: raft.last_log_index,
+        drained: consensus.is_drained(),
     }
 }
 
@@ -190,7 +195,9 @@ impl cluster_server::Cluster for ClusterService {
     }
 
     async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
+        authz::may(&self.consensus.local().state, &who, (Verb::Read, &request.namespace))?;
         let snapshot = self.consensus.read().await.map_err(|error| crate::api::status::unreadable(&error))?;
         let drift = self.drift().await;
         Ok(Response::new(history(&snapshot, drift, &request)))

@@ -1,9 +1,13 @@
 //! The `Objects` service: admission, proposal, reads and watches.
 
 use crate::api::admit::{self, Admitted, Draw, Refused};
+use crate::api::authz::{self, Verb};
+use crate::api::guard::caller;
 use crate::api::list::{self, Selection, Unlisted};
 use crate::api::{past, status};
+use crate::audit::Audit;
 use crate::machine::{Snapshot, apply};
+use crate::pki::Identity;
 use crate::raft::Consensus;
 use crate::watch::stream::{STREAM_BUFFER, Watcher};
 use crate::write::{Writer, stamp};
@@ -11,9 +15,9 @@ use fairlead_proto::convert;
 use fairlead_proto::internal::v1::{Delete, Outcome, Put, command, put};
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
-    ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Input, Kind, ListRequest, ListResponse,
-    Object, ObjectResponse, RevisionsRequest, RevisionsResponse, UpdateRequest, WatchRequest, WatchResponse,
-    WriteEffect, WriteOptions, objects_server,
+    ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Kind, ListRequest, ListResponse, Object,
+    ObjectResponse, RevisionsRequest, RevisionsResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect,
+    WriteOptions, objects_server,
 };
 use ipnet::IpNet;
 use rand::Rng as _;
@@ -39,13 +43,14 @@ pub struct ObjectsService {
     cancel: CancellationToken,
     /// Ranges that `spec.externalIPs` may be of.
     external_ips: Arc<[IpNet]>,
+    audit: Option<Arc<Audit>>,
 }
 
 impl ObjectsService {
     /// Makes the service; `cancel` ends its watches.
     #[must_use]
     pub fn new(consensus: Consensus, writer: Writer, cancel: CancellationToken) -> Self {
-        Self { consensus, writer, cancel, external_ips: Arc::new([]) }
+        Self { consensus, writer, cancel, external_ips: Arc::new([]), audit: None }
     }
 
     /// With ranges that `spec.externalIPs` may be of.
@@ -53,6 +58,37 @@ impl ObjectsService {
     pub fn allowing_external_ips(mut self, ranges: Vec<IpNet>) -> Self {
         self.external_ips = ranges.into();
         self
+    }
+
+    /// With a log of who changed what.
+    #[must_use]
+    pub fn audited(mut self, audit: Option<Arc<Audit>>) -> Self {
+        self.audit = audit;
+        self
+    }
+
+    /// Does what somebody asks for with an object, if it may, and notes it before it is answered.
+    async fn permitted(
+        &self,
+        who: &Identity,
+        (rpc, key): (&str, &Key),
+        work: impl Future<Output = Result<Response<ObjectResponse>, Status>>,
+    ) -> Result<Response<ObjectResponse>, Status> {
+        let done = match self.may(who, (Verb::Write, key)) {
+            Ok(()) => work.await,
+            Err(denied) => Err(denied),
+        };
+        if let Some(audit) = &self.audit {
+            let named = done.as_ref().ok().and_then(|answer| answer.get_ref().object.as_ref()).map(Object::key);
+            let object = named.as_ref().unwrap_or(key);
+            let about = format!("{}/{}/{}", object.kind.plural(), object.namespace, object.name);
+            audit.write_outcome((who, rpc), &about, done.as_ref().map(|answer| answer.get_ref().revision));
+        }
+        done
+    }
+
+    fn may(&self, who: &Identity, what: (Verb, &Key)) -> Result<(), Status> {
+        authz::may_with(&self.consensus.local().state, who, what)
     }
 
     async fn write(&self, options: &WriteOptions, command: command::Kind) -> Result<Outcome, Status> {
@@ -126,14 +162,13 @@ impl ObjectsService {
     }
 
     /// Merges and proposes until no other writer came in between.
-    async fn merge(&self, input: Option<&Input>, options: &WriteOptions) -> Result<Response<ObjectResponse>, Status> {
-        let admitted = admit::decode(input, options).map_err(refused)?;
+    async fn merge(&self, admitted: &Admitted, options: &WriteOptions) -> Result<Response<ObjectResponse>, Status> {
         let key = admitted.object.key();
         let conditional = admitted.object.metadata().revision != 0;
         let mut snapshot = self.consensus.local();
         for attempt in 0..MERGE_ATTEMPTS {
             let live = snapshot.state.get(&key).cloned();
-            let permitted = admit::apply(&admitted, live.as_deref(), draw(), options.status).and_then(|merged| {
+            let permitted = admit::apply(admitted, live.as_deref(), draw(), options.status).and_then(|merged| {
                 admit::permit(&merged.0, live.as_deref(), &self.external_ips)?;
                 Ok(merged)
             });
@@ -157,7 +192,7 @@ impl ObjectsService {
                 }
             });
             if !raced || attempt + 1 == MERGE_ATTEMPTS {
-                return answer(outcome, &admitted);
+                return answer(outcome, admitted);
             }
             snapshot = self.read().await?;
         }
@@ -170,35 +205,46 @@ impl objects_server::Objects for ObjectsService {
     type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
 
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
         let options = request.options.unwrap_or_default();
         let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
-        let put = admit::create(&admitted, draw()).map_err(refused)?;
-        let outcome = self.put(&options, put, None).await?;
-        answer(outcome, &admitted)
+        let work = async {
+            let put = admit::create(&admitted, draw()).map_err(refused)?;
+            let outcome = self.put(&options, put, None).await?;
+            answer(outcome, &admitted)
+        };
+        self.permitted(&who, ("Create", &admitted.object.key()), work).await
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ObjectResponse>, Status> {
-        let request = request.into_inner();
-        let options = request.options.unwrap_or_default();
-        self.merge(request.input.as_ref(), &options).await
-    }
-
-    async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
         let options = request.options.unwrap_or_default();
         let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
-        if let Some(outcome) = self.update_as_known(&admitted, &options).await? {
-            return answer(outcome, &admitted);
-        }
-        let snapshot = self.read().await?;
-        let live = Self::live(&snapshot, &admitted.object.key())?;
-        let put = admit::update(&admitted, &live, options.status).map_err(refused)?;
-        let outcome = self.put(&options, put, Some(&live)).await?;
-        answer(outcome, &admitted)
+        self.permitted(&who, ("Apply", &admitted.object.key()), self.merge(&admitted, &options)).await
+    }
+
+    async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let who = caller(&request);
+        let request = request.into_inner();
+        let options = request.options.unwrap_or_default();
+        let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
+        let work = async {
+            if let Some(outcome) = self.update_as_known(&admitted, &options).await? {
+                return answer(outcome, &admitted);
+            }
+            let snapshot = self.read().await?;
+            let live = Self::live(&snapshot, &admitted.object.key())?;
+            let put = admit::update(&admitted, &live, options.status).map_err(refused)?;
+            let outcome = self.put(&options, put, Some(&live)).await?;
+            answer(outcome, &admitted)
+        };
+        self.permitted(&who, ("Update", &admitted.object.key()), work).await
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
         let options = request.options.unwrap_or_default();
         let key = known_key(request.key.as_ref())?;
@@ -208,13 +254,15 @@ impl objects_server::Objects for ObjectsService {
             expect_revision: request.revision,
             grace_period_seconds: request.grace_period_seconds,
         };
-        let outcome = self.write(&options, command::Kind::Delete(delete)).await?;
-        decided(outcome, Vec::new())
+        let work = async { decided(self.write(&options, command::Kind::Delete(delete)).await?, Vec::new()) };
+        self.permitted(&who, ("Delete", &key), work).await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<ObjectResponse>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
         let key = known_key(request.key.as_ref())?;
+        self.may(&who, (Verb::Read, &key))?;
         let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
         let object = match request.at_revision {
             0 => Self::live(&snapshot, &key)?,
@@ -230,15 +278,19 @@ impl objects_server::Objects for ObjectsService {
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
         bounded(&request.label_selector, &request.field_selector)?;
+        self.may(&who, (Verb::Read, &Key::new(request.kind(), place(request.kind(), &request.namespace), "")))?;
         let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
         list::list(&snapshot, &request).map(Response::new).map_err(unlisted)
     }
 
     async fn revisions(&self, request: Request<RevisionsRequest>) -> Result<Response<RevisionsResponse>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
         let key = known_key(request.key.as_ref())?;
+        self.may(&who, (Verb::Read, &key))?;
         let found = past::revisions(&*self.read().await?, &key, request.limit);
         if found.revisions.is_empty() {
             return Err(status::not_found(&key, found.revision));
@@ -247,8 +299,13 @@ impl objects_server::Objects for ObjectsService {
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let who = caller(&request);
         let request = request.into_inner();
         bounded(&request.label_selector, &request.field_selector)?;
+        self.may(
+            &who,
+            (Verb::Read, &Key::new(request.kind(), place(request.kind(), &request.namespace), &request.name)),
+        )?;
         let selectors = (request.label_selector.as_str(), request.field_selector.as_str());
         let mut selection = Selection::parse(request.kind(), &request.namespace, selectors).map_err(unlisted)?;
         selection.name = request.name;
@@ -314,6 +371,11 @@ fn known_key(key: Option<&fairlead_proto::v1::ObjectKey>) -> Result<Key, Status>
         return Err(status::bad_request(format!("an object of kind {} needs a namespace", key.kind.title())));
     }
     Ok(key)
+}
+
+/// The namespace of a list or watch: none for a kind that is in none, whatever was asked for.
+fn place(kind: Kind, namespace: &str) -> &str {
+    if kind.is_namespaced() { namespace } else { "" }
 }
 
 fn bounded(labels: &str, fields: &str) -> Result<(), Status> {

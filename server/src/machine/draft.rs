@@ -6,8 +6,8 @@
 
 use crate::machine::conflicts;
 use crate::machine::derive;
-use crate::machine::{Change, State};
-use fairlead_proto::internal::v1::LeaseEpoch;
+use crate::machine::{Change, State, TouchedRecords};
+use fairlead_proto::internal::v1::{AccessRecord, LeaseEpoch};
 use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{Endpoint, Endpoints, Kind, Node, Object, ObjectMeta, Pod, Service, object};
 use sha2::{Digest as _, Sha256};
@@ -23,6 +23,7 @@ pub(super) struct Draft<'a> {
     pub state: &'a mut State,
     changes: Vec<Change>,
     leases: BTreeSet<String>,
+    access: BTreeSet<String>,
     stale: Stale,
 }
 
@@ -46,12 +47,12 @@ enum Scope {
 impl<'a> Draft<'a> {
     /// Begins an entry.
     pub(super) fn new(state: &'a mut State) -> Self {
-        Self { state, changes: Vec::new(), leases: BTreeSet::new(), stale: Stale::default() }
+        Self { state, changes: Vec::new(), leases: BTreeSet::new(), access: BTreeSet::new(), stale: Stale::default() }
     }
 
-    /// The changes, and the nodes whose leases were written.
-    pub(super) fn finish(self) -> (Vec<Change>, BTreeSet<String>) {
-        (self.changes, self.leases)
+    /// The changes, and the records written beside the objects.
+    pub(super) fn finish(self) -> (Vec<Change>, TouchedRecords) {
+        (self.changes, TouchedRecords { leases: self.leases, access: self.access, ..TouchedRecords::default() })
     }
 
     /// Time of the entry as Kubernetes writes it.
@@ -118,6 +119,12 @@ impl<'a> Draft<'a> {
     pub(super) fn put_lease(&mut self, lease: LeaseEpoch) {
         self.leases.insert(lease.node.clone());
         self.state.put_lease(lease);
+    }
+
+    /// Writes an access record, or removes it.
+    pub(super) fn put_access(&mut self, key: &str, record: Option<AccessRecord>) {
+        self.access.insert(key.to_owned());
+        self.state.put_access(key, record);
     }
 
     /// Brings everything that follows from the writes up to date. May be called more than once.

@@ -8,6 +8,7 @@
 //! - The Endpoints of every Service with a selector equal [`derive::derive`] of its pods and nodes.
 //! - `from_records(records(s)) == s`, with the same digest.
 
+pub mod access;
 pub mod allocate;
 mod conflicts;
 mod dedupe;
@@ -15,10 +16,11 @@ mod delete;
 pub mod derive;
 mod draft;
 mod families;
+pub mod members;
 mod nodes;
 mod outcome;
 mod put;
-mod records;
+pub(crate) mod records;
 mod service;
 mod state;
 
@@ -32,9 +34,9 @@ pub use state::{Settings, State};
 use crate::watch::history::History;
 use draft::Draft;
 use fairlead_proto::internal::v1::{
-    Entry, InitCluster, Outcome, Rejection, SetMember, StateMeta, StateRecord, StoredEvent, command, state_record,
+    Entry, InitCluster, Outcome, Rejection, StateMeta, StateRecord, StoredEvent, command, state_record,
 };
-use fairlead_proto::model::{Invalid, Key, ObjectRef};
+use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{Kind, Namespace, NamespaceStatus, ObjectMeta, WriteEffect};
 use prost::Message as _;
 use std::collections::BTreeSet;
@@ -113,6 +115,8 @@ pub struct TouchedRecords {
     pub sessions: BTreeSet<String>,
     /// Remembered outcomes, by client and sequence: `State::session_write`.
     pub session_writes: BTreeSet<(String, u64)>,
+    /// Keys of access records: `State::access`.
+    pub access: BTreeSet<String>,
 }
 
 /// What an entry did.
@@ -200,8 +204,8 @@ pub fn apply(state: &mut State, entry: &Entry) -> Applied {
     let (outcome, changes) = match execute(&mut draft, entry) {
         Ok(done) => {
             draft.settle();
-            let (changes, leases) = draft.finish();
-            touched.leases = leases;
+            let changes;
+            (changes, touched) = draft.finish();
             (done.into_outcome(state.revision()), changes)
         }
         Err(rejection) => {
@@ -255,18 +259,15 @@ fn execute(draft: &mut Draft<'_>, entry: &Entry) -> Result<Done, Rejection> {
         Some(command::Kind::ReportPods(report)) => nodes::report_pods(draft, report),
         Some(command::Kind::NodeUp(up)) => nodes::node_up(draft, up),
         Some(command::Kind::ExpireNode(expire)) => Ok(nodes::expire_node(draft, expire)),
-        Some(command::Kind::SetMember(set)) => set_member(draft, set),
+        Some(command::Kind::SetMember(set)) => members::set(draft, set),
+        Some(command::Kind::RemoveMember(remove)) => members::remove(draft, remove),
         Some(command::Kind::SetMachineVersion(set)) => {
             Ok(Done::configured(draft.state.raise_machine_version(set.version)))
         }
         Some(command::Kind::InitCluster(init)) => init_cluster(draft, init),
-    }
-}
-
-fn set_member(draft: &mut Draft<'_>, set: &SetMember) -> Result<Done, Rejection> {
-    match &set.member {
-        Some(member) => Ok(Done::configured(draft.state.set_member(member.clone()))),
-        None => Err(outcome::invalid_command(&[Invalid::required("member", "")])),
+        Some(command::Kind::PutAccess(put)) => access::put(draft, put),
+        Some(command::Kind::DeleteAccess(delete)) => access::delete(draft, delete),
+        Some(command::Kind::UseToken(using)) => access::use_token(draft, using),
     }
 }
 

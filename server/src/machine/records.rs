@@ -2,6 +2,7 @@
 //! the same digest; pools and indexes are rebuilt, not stored.
 
 use crate::machine::State;
+use crate::machine::access::access_key;
 use crate::machine::state::{SessionHeader, cluster_addresses, node_ports};
 use crate::watch::history::HistoryError;
 use fairlead_proto::internal::v1::{Outcome, Session, SessionWrite, StateMeta, StateRecord, state_record};
@@ -61,7 +62,8 @@ impl State {
         let leases = self.leases().map(state_record::Kind::Lease);
         let sessions =
             self.sessions().map(|(client, header)| state_record::Kind::Session(self.whole_session(client, *header)));
-        meta.chain(objects).chain(leases).chain(sessions).map(|kind| StateRecord { kind: Some(kind) })
+        let access = self.access("").map(|(_, record)| state_record::Kind::Access((**record).clone()));
+        meta.chain(objects).chain(leases).chain(sessions).chain(access).map(|kind| StateRecord { kind: Some(kind) })
     }
 
     /// A state of its records, in any order. Several session records of one client are joined, so that storage may keep
@@ -74,6 +76,7 @@ impl State {
         let mut objects = Vec::new();
         let mut leases = Vec::new();
         let mut sessions = Sessions::default();
+        let mut access = Vec::new();
         for record in records {
             match record.kind.ok_or(DecodeError::UnknownRecord)? {
                 state_record::Kind::Meta(_) if meta.is_some() => return Err(DecodeError::TwoMetas),
@@ -81,6 +84,7 @@ impl State {
                 state_record::Kind::Object(object) => objects.push(object),
                 state_record::Kind::Lease(lease) => leases.push(lease),
                 state_record::Kind::Session(session) => sessions.join(session),
+                state_record::Kind::Access(record) => access.push(record),
                 state_record::Kind::Event(_) => {}
             }
         }
@@ -97,6 +101,10 @@ impl State {
         }
         for lease in leases {
             state.put_lease(lease);
+        }
+        for record in access {
+            let key = access_key(&record).ok_or(DecodeError::UnknownRecord)?;
+            state.put_access(&key, Some(record));
         }
         sessions.load(&mut state);
         Ok(state)

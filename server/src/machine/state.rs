@@ -13,7 +13,7 @@ use crate::machine::allocate::{Addresses, Pool};
 use crate::machine::derive;
 use crate::machine::records::FORMAT_VERSION;
 use fairlead_proto::digest::SetDigest;
-use fairlead_proto::internal::v1::{LeaseEpoch, Member, Outcome, Session, SessionWrite, StateMeta};
+use fairlead_proto::internal::v1::{AccessRecord, LeaseEpoch, Member, Outcome, Session, SessionWrite, StateMeta};
 use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{Kind, Pod};
 use prost::Message as _;
@@ -53,8 +53,10 @@ pub struct State {
     pub(super) dedupe_floor: u64,
     settings: Arc<Settings>,
     members: Map<u64, Member>,
+    retired_members: Map<u64, ()>,
     leases: Map<String, LeaseEpoch>,
     objects: Map<Key, ObjectRef>,
+    access: Map<String, Arc<AccessRecord>>,
     sessions: Map<String, SessionHeader>,
     session_writes: Map<(String, u64), Arc<Outcome>>,
     digest: SetDigest,
@@ -80,8 +82,10 @@ impl Default for State {
             dedupe_floor: 0,
             settings: Arc::default(),
             members: Map::new_sync(),
+            retired_members: Map::new_sync(),
             leases: Map::new_sync(),
             objects: Map::new_sync(),
+            access: Map::new_sync(),
             sessions: Map::new_sync(),
             session_writes: Map::new_sync(),
             digest: SetDigest::default(),
@@ -158,6 +162,12 @@ impl State {
         self.members.values()
     }
 
+    /// The member of this id left for good.
+    #[must_use]
+    pub fn is_retired(&self, member: u64) -> bool {
+        self.retired_members.contains_key(&member)
+    }
+
     /// Node leases, by node.
     pub fn leases(&self) -> impl Iterator<Item = LeaseEpoch> + '_ {
         self.leases.values().cloned()
@@ -173,6 +183,18 @@ impl State {
     #[must_use]
     pub fn is_live(&self, node: &str) -> bool {
         self.lease(node).is_some_and(|lease| !lease.expired)
+    }
+
+    /// What decides who may do what: the records whose keys begin so.
+    pub fn access<'a>(&'a self, prefix: &str) -> impl Iterator<Item = (&'a String, &'a Arc<AccessRecord>)> + 'a {
+        let prefix = prefix.to_owned();
+        self.access.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix))
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn access_record(&self, key: &str) -> Option<&Arc<AccessRecord>> {
+        self.access.get(key)
     }
 
     /// A client's dedupe session without its writes, as stored.
@@ -204,6 +226,7 @@ impl State {
             members: self.members.values().cloned().collect(),
             applied_entries: self.applied_entries,
             dedupe_floor: self.dedupe_floor,
+            retired_members: self.retired_members.keys().copied().collect(),
         }
     }
 

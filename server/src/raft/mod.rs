@@ -3,6 +3,8 @@
 //! `types` and `network` speak openraft; `service` is the peer face; `propose` and `read` are what the rest of the server
 //! uses. With storage/ the only user of openraft.
 
+pub mod joined;
+pub mod membership;
 mod network;
 mod peers;
 mod propose;
@@ -15,7 +17,6 @@ pub mod types;
 pub use propose::ProposeError;
 pub use read::ReadError;
 pub use service::PeerApi;
-pub(crate) use start::incoming;
 pub use start::{ConsensusConfig, StartError};
 
 use crate::machine::Snapshot;
@@ -63,6 +64,10 @@ struct Inner {
     cancel: CancellationToken,
     /// It lost its data and doesn't vote yet.
     returning: Arc<AtomicBool>,
+    /// It was told not to lead.
+    drained: Arc<AtomicBool>,
+    /// One change of the members at a time.
+    managing: tokio::sync::Mutex<()>,
     held: Held,
     #[cfg(test)]
     database: std::sync::Weak<crate::storage::Database>,
@@ -92,6 +97,14 @@ impl Consensus {
     #[must_use]
     pub fn local(&self) -> Arc<Snapshot> {
         self.inner.published.borrow().snapshot.clone()
+    }
+
+    /// The newest published state with the term and the index of the log that it reflects.
+    #[must_use]
+    pub fn position(&self) -> (Arc<Snapshot>, (u64, u64)) {
+        let term = self.status().term;
+        let published = self.inner.published.borrow();
+        (published.snapshot.clone(), (term, published.index))
     }
 
     /// Every published state; the newest wins.
@@ -147,6 +160,7 @@ impl Consensus {
                     name: address.name,
                     peer_address: address.peer_address,
                     grpc_address: String::new(),
+                    nonce: String::new(),
                 })
             })
             .collect()
@@ -211,19 +225,31 @@ impl Consensus {
     /// Who should lead after this member: of the other voters that answer, the one that has most of the log. `None` if
     /// this member doesn't lead or there is nobody.
     fn heir(&self) -> Option<u64> {
-        use openraft::{Instant as _, async_runtime::WatchReceiver as _};
+        use openraft::async_runtime::WatchReceiver as _;
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
         if !metrics.state.is_leader() {
             return None;
         }
-        let (log, heard) = (metrics.replication?, metrics.heartbeat.unwrap_or_default());
+        let log = metrics.replication?;
         let voters = metrics.membership_config.membership().voter_ids();
-        let answers = |id: &u64| {
-            let heard = heard.get(id).copied().flatten();
-            heard.is_some_and(|heard| heard.elapsed() < HAND_OVER)
-        };
-        let others = voters.filter(|id| *id != self.inner.id && answers(id));
+        let others = voters.filter(|id| *id != self.inner.id && self.answers(*id, HAND_OVER));
         others.max_by_key(|id| log.get(id).copied().flatten())
+    }
+
+    /// Whether a member has answered this one, which leads, within some time.
+    fn answers(&self, id: u64, within: Duration) -> bool {
+        use openraft::{Instant as _, async_runtime::WatchReceiver as _};
+        if id == self.inner.id {
+            return true;
+        }
+        let heard = self.inner.raft.metrics().borrow_watched().heartbeat.clone().unwrap_or_default();
+        heard.get(&id).copied().flatten().is_some_and(|heard| heard.elapsed() < within)
+    }
+
+    /// This member was told not to lead.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.inner.drained.load(Ordering::Acquire)
     }
 }
 

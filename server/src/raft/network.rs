@@ -64,7 +64,7 @@ fn faulty(why: &str) -> RpcError {
 
 impl Link {
     fn client(&self) -> Result<PeerClient<Channel>, RpcError> {
-        let unknown = || RPCError::Unreachable(Unreachable::from_string("not in --initial-cluster"));
+        let unknown = || RPCError::Unreachable(Unreachable::from_string("no member of the cluster"));
         self.peers.client(self.target).ok_or_else(unknown)
     }
 
@@ -83,7 +83,10 @@ impl Link {
             return Err(faulty("no answer in time"));
         };
         self.peers.heard(self.target);
-        answer.map(tonic::Response::into_inner).map_err(|status| broken(&status))
+        answer.map(tonic::Response::into_inner).map_err(|status| {
+            self.peers.heed(&status);
+            broken(&status)
+        })
     }
 
     fn vote_request(&self, rpc: &VoteRequest<TypeConfig>) -> wire::VoteRequest {

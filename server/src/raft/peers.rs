@@ -2,14 +2,18 @@
 //!
 //! INVARIANT: a message of another cluster, or for another member, is refused on both sides.
 
+use crate::pki::Identity;
+use crate::pki::authority::peer_name;
 use crate::raft::MAX_MESSAGE;
-use crate::raft::types::{MemberAddress, member_id};
+use crate::raft::types::MemberAddress;
 use fairlead_proto::internal::v1::{PeerHeader, peer_client::PeerClient};
+use fairlead_proto::tls::Transport;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 const CONNECT_WITHIN: Duration = Duration::from_millis(500);
@@ -17,14 +21,21 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Unanswered messages in a row after which a connection is made anew: TCP alone may take minutes to notice that a
 /// broken network is whole again.
 const UNHEARD: u32 = 5;
+/// What a member that was removed is told.
+pub(crate) const REMOVED: &str =
+    "this member was removed from the cluster and can't come back: stop it, and remove its data directory";
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
-/// The members of the founding list, this one included; connected when first used.
+/// The members, this one included: first those of the founding list or of the answer to joining, later those that Raft
+/// knows. Connected when first used.
 pub(crate) struct Peers {
     own: u64,
     fingerprint: String,
-    peers: BTreeMap<u64, Peer>,
+    peers: RwLock<BTreeMap<u64, Arc<Peer>>>,
+    transport: Transport,
+    /// Another member says that this one was removed.
+    removed: watch::Sender<bool>,
 }
 
 struct Peer {
@@ -34,41 +45,94 @@ struct Peer {
     unheard: AtomicU32,
 }
 
+/// What members of a founding list know each other by.
+pub(crate) fn fingerprint(founding: &str) -> String {
+    let hash = Sha256::digest(founding.as_bytes());
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Peers {
     /// Must be called within a runtime.
-    pub(crate) fn new(own: u64, founding: &str, list: &[(String, String)]) -> Result<Self, tonic::transport::Error> {
-        let mut peers = BTreeMap::new();
-        for (name, address) in list {
-            let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-                .connect_timeout(CONNECT_WITHIN)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(KEEPALIVE)
-                .keep_alive_timeout(KEEPALIVE)
-                .keep_alive_while_idle(true)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW);
-            let address = MemberAddress { name: name.clone(), peer_address: address.clone() };
-            let peer =
-                Peer { address, channel: Mutex::new(endpoint.connect_lazy()), endpoint, unheard: AtomicU32::new(0) };
-            peers.insert(member_id(name), peer);
+    pub(crate) fn new(
+        own: u64,
+        (fingerprint, transport): (String, &Transport),
+        members: BTreeMap<u64, MemberAddress>,
+    ) -> Result<Self, tonic::transport::Error> {
+        let peers = RwLock::default();
+        let made = Self { own, fingerprint, peers, transport: transport.clone(), removed: watch::Sender::new(false) };
+        made.set(members)?;
+        Ok(made)
+    }
+
+    /// Takes over who belongs to the cluster; connections to those who stay are kept.
+    pub(crate) fn set(&self, members: BTreeMap<u64, MemberAddress>) -> Result<(), tonic::transport::Error> {
+        let mut peers = self.write();
+        let mut next = BTreeMap::new();
+        for (id, address) in members {
+            let known = peers.get(&id).filter(|peer| peer.address == address).cloned();
+            let peer = match known {
+                Some(peer) => peer,
+                None => Arc::new(self.peer(address)?),
+            };
+            next.insert(id, peer);
         }
-        let hash = Sha256::digest(founding.as_bytes());
-        let fingerprint = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { own, fingerprint, peers })
+        *peers = next;
+        Ok(())
+    }
+
+    fn peer(&self, address: MemberAddress) -> Result<Peer, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", address.peer_address))?
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let channel = Mutex::new(self.transport.connect_lazy(&endpoint, peer_name(&address.name)));
+        Ok(Peer { address, channel, endpoint, unheard: AtomicU32::new(0) })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Arc<Peer>>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<u64, Arc<Peer>>> {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, id: u64) -> Option<Arc<Peer>> {
+        self.read().get(&id).cloned()
+    }
+
+    /// By which members know each other's messages.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     pub(crate) fn members(&self) -> BTreeMap<u64, MemberAddress> {
-        let address = |(id, peer): (&u64, &Peer)| (*id, peer.address.clone());
-        self.peers.iter().map(address).collect()
+        self.read().iter().map(|(id, peer)| (*id, peer.address.clone())).collect()
     }
 
     /// Ids of the other members.
-    pub(crate) fn others(&self) -> impl Iterator<Item = u64> + '_ {
-        self.peers.keys().copied().filter(|id| *id != self.own)
+    pub(crate) fn others(&self) -> Vec<u64> {
+        self.read().keys().copied().filter(|id| *id != self.own).collect()
+    }
+
+    /// Notes what an answer says of this member itself.
+    pub(crate) fn heed(&self, status: &tonic::Status) {
+        if status.code() == tonic::Code::PermissionDenied && status.message() == REMOVED {
+            self.removed.send_replace(true);
+        }
+    }
+
+    /// Hears when another member says that this one was removed.
+    pub(crate) fn subscribe_removed(&self) -> watch::Receiver<bool> {
+        self.removed.subscribe()
     }
 
     pub(crate) fn client(&self, id: u64) -> Option<PeerClient<Channel>> {
-        let peer = self.peers.get(&id)?;
+        let peer = self.get(id)?;
         let channel = peer.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let client = PeerClient::new(channel.clone());
         Some(client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
@@ -76,20 +140,20 @@ impl Peers {
 
     /// A member answered.
     pub(crate) fn heard(&self, id: u64) {
-        if let Some(peer) = self.peers.get(&id) {
+        if let Some(peer) = self.get(id) {
             peer.unheard.store(0, Ordering::Relaxed);
         }
     }
 
     /// A member did not answer in time.
     pub(crate) fn unheard(&self, id: u64) {
-        let Some(peer) = self.peers.get(&id) else {
+        let Some(peer) = self.get(id) else {
             return;
         };
         if peer.unheard.fetch_add(1, Ordering::Relaxed) + 1 >= UNHEARD {
             peer.unheard.store(0, Ordering::Relaxed);
             let mut channel = peer.channel.lock().unwrap_or_else(PoisonError::into_inner);
-            *channel = peer.endpoint.connect_lazy();
+            *channel = self.transport.connect_lazy(&peer.endpoint, peer_name(&peer.address.name));
             tracing::debug!(peer = peer.address.name, "silent; its connection is made anew");
         }
     }
@@ -103,8 +167,8 @@ impl Peers {
         }
     }
 
-    /// What is wrong with a message's header, if anything.
-    pub(crate) fn check(&self, header: Option<&PeerHeader>) -> Result<(), tonic::Status> {
+    /// What is wrong with a message's header, if anything: also if it is not of the member whose certificate was shown.
+    pub(crate) fn check(&self, caller: &Identity, header: Option<&PeerHeader>) -> Result<(), tonic::Status> {
         let Some(header) = header else {
             return Err(tonic::Status::invalid_argument("a peer message needs a header"));
         };
@@ -113,15 +177,19 @@ impl Peers {
             Err(tonic::Status::failed_precondition(what))
         };
         if header.cluster_id != self.fingerprint {
-            return refuse("the sender has another --initial-cluster than this member");
+            return refuse("the sender is of another cluster, or has another --initial-cluster than this member");
         }
         if header.to != self.own {
-            return refuse("the message is for another member: two addresses of --initial-cluster are mixed up");
+            return refuse("the message is for another member: two addresses are mixed up");
         }
-        if !self.peers.contains_key(&header.from) {
-            return refuse("the sender is not in --initial-cluster");
+        let Some(sender) = self.get(header.from) else {
+            return refuse("the sender is no member of the cluster");
+        };
+        match caller {
+            Identity::Unsecured => Ok(()),
+            Identity::Member(name) if *name == sender.address.name => Ok(()),
+            _ => refuse("the sender shows another member's certificate"),
         }
-        Ok(())
     }
 }
 

@@ -92,7 +92,7 @@ impl Consensus {
 
     async fn propose_there(&self, leader: u64, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
         let Some(mut peer) = self.inner.peers.client(leader) else {
-            let why = format!("the leader {leader} is not in --initial-cluster");
+            let why = format!("the leader {leader} is not known here yet");
             return Err(ProposeError::NotProposed(why));
         };
         let request = ProposeRequest { entry: Some(entry), header: Some(self.header(leader)) };

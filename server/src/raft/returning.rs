@@ -117,8 +117,7 @@ async fn ask(peers: &Arc<Peers>) -> Vec<(u64, RecallResponse)> {
             Some((id, answer.ok()?.into_inner()))
         }
     };
-    let others: Vec<u64> = peers.others().collect();
-    let answers = futures::stream::iter(others).map(one).buffer_unordered(8);
+    let answers = futures::stream::iter(peers.others()).map(one).buffer_unordered(8);
     answers.filter_map(std::future::ready).collect().await
 }
 

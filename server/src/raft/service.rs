@@ -1,6 +1,9 @@
 //! The Peer service: Raft's messages, forwarded writes and reads, and what other rooms ask of a peer.
 
-use crate::raft::peers::Peers;
+use crate::pki::Identity;
+use crate::pki::listener::Caller;
+use crate::raft::membership::ManageError;
+use crate::raft::peers::{Peers, REMOVED};
 use crate::raft::types::TypeConfig;
 use crate::raft::{Consensus, Raft};
 use crate::storage::{SnapshotStore, codec};
@@ -55,6 +58,15 @@ impl PeerService {
 
     fn raft(&self) -> Result<&Raft, Status> {
         Ok(&self.consensus()?.inner.raft)
+    }
+
+    /// Refuses what is not another member's word to this one; a removed member is told so.
+    fn check(&self, who: &Identity, header: Option<&wire::PeerHeader>) -> Result<(), Status> {
+        let from = header.map_or(0, |header| header.from);
+        if self.consensus.get().is_some_and(|consensus| consensus.local().state.is_retired(from)) {
+            return Err(Status::permission_denied(REMOVED));
+        }
+        self.peers.check(who, header)
     }
 
     fn may_vote(&self) -> Result<(), Status> {
@@ -114,19 +126,25 @@ fn append_response(result: openraft::raft::StreamAppendResult<TypeConfig>) -> wi
     answer
 }
 
+/// Who sent a message, and the message.
+fn opened<T>(request: Request<T>) -> (Identity, T) {
+    let caller = request.extensions().get::<Caller>();
+    (caller.map_or(Identity::Anonymous, |caller| caller.identity.clone()), request.into_inner())
+}
+
 #[tonic::async_trait]
 impl peer_server::Peer for PeerService {
     async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let request = request.into_inner();
-        self.peers.check(request.header.as_ref())?;
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
         self.may_vote()?;
         let answer = self.raft()?.vote(vote_request(&request)?).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
     async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let request = request.into_inner();
-        self.peers.check(request.header.as_ref())?;
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
         self.may_vote()?;
         let answer = self.raft()?.pre_vote(vote_request(&request)?).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
@@ -140,9 +158,10 @@ impl peer_server::Peer for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let peers = self.peers.clone();
         // A message that can't be taken ends the stream: Raft sends it again on a new one.
-        let requests = request.into_inner().scan((), move |(), message| {
+        let (who, messages) = opened(request);
+        let requests = messages.scan((), move |(), message| {
             let taken = message.and_then(|message| {
-                peers.check(message.header.as_ref())?;
+                peers.check(&who, message.header.as_ref())?;
                 append_request(message)
             });
             if let Err(status) = &taken {
@@ -158,9 +177,9 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<wire::SnapshotChunk>>,
     ) -> Result<Response<wire::SnapshotResponse>, Status> {
-        let mut chunks = request.into_inner();
+        let (who, mut chunks) = opened(request);
         let first = chunks.message().await?.ok_or_else(|| bad("no chunk"))?;
-        self.peers.check(first.header.as_ref())?;
+        self.check(&who, first.header.as_ref())?;
         let vote = first.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
         let meta = codec::to_snapshot_meta(&first.meta.unwrap_or_default()).map_err(bad)?;
         let raft = self.raft()?;
@@ -193,9 +212,12 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
-        let request = request.into_inner();
-        self.peers.check(request.header.as_ref())?;
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
         self.may_vote()?;
+        if self.consensus()?.is_drained() {
+            return Err(Status::failed_precondition("this member was told not to lead"));
+        }
         let from = request.from_leader.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?;
         let request =
             TransferLeaderRequest::new(from, request.to_node_id, request.last_log_id.as_ref().map(codec::to_log_id));
@@ -205,7 +227,7 @@ impl peer_server::Peer for PeerService {
     }
 
     async fn propose(&self, request: Request<wire::ProposeRequest>) -> Result<Response<wire::ProposeResponse>, Status> {
-        let request = request.into_inner();
+        let (who, request) = opened(request);
         // What is refused here was certainly not proposed: the answer says so, a status would not.
         let refused = |why: Status| {
             Ok(Response::new(wire::ProposeResponse {
@@ -213,7 +235,7 @@ impl peer_server::Peer for PeerService {
                 ..wire::ProposeResponse::default()
             }))
         };
-        if let Err(why) = self.peers.check(request.header.as_ref()) {
+        if let Err(why) = self.check(&who, request.header.as_ref()) {
             return refused(why);
         }
         let (entry, consensus) = match (request.entry, self.consensus()) {
@@ -239,7 +261,8 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
-        self.peers.check(request.into_inner().header.as_ref())?;
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
         let consensus = self.consensus()?;
         if !consensus.is_leader() {
             return Err(Status::failed_precondition("this member does not lead"));
@@ -252,14 +275,14 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<wire::ReportNodesRequest>,
     ) -> Result<Response<wire::ReportNodesResponse>, Status> {
-        let request = request.into_inner();
-        self.peers.check(request.header.as_ref())?;
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
         self.api.report_nodes(request).await.map(Response::new)
     }
 
     async fn recall(&self, request: Request<wire::RecallRequest>) -> Result<Response<wire::RecallResponse>, Status> {
-        let header = request.into_inner().header;
-        self.peers.check(header.as_ref())?;
+        let (who, wire::RecallRequest { header }) = opened(request);
+        self.check(&who, header.as_ref())?;
         let from = header.map_or(0, |header| header.from);
         use openraft::async_runtime::WatchReceiver as _;
         if self.pristine && self.consensus.get().is_none() {
@@ -274,13 +297,26 @@ impl peer_server::Peer for PeerService {
         }))
     }
 
+    async fn manage(&self, request: Request<wire::ManageRequest>) -> Result<Response<wire::ManageResponse>, Status> {
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
+        let change = request.change.ok_or_else(|| bad("no change"))?;
+        let made = self.consensus()?.manage_here(change).await;
+        made.map(Response::new).map_err(|error| match error {
+            ManageError::NoMember(name) => Status::not_found(name),
+            ManageError::Moved => Status::aborted(error.to_string()),
+            ManageError::Refused(why) => Status::failed_precondition(why),
+            ManageError::Unavailable(why) => Status::unavailable(why),
+        })
+    }
+
     async fn member_status(&self, _: Request<wire::MemberStatusRequest>) -> Result<Response<MemberStatus>, Status> {
         self.api.member_status().await.map(Response::new)
     }
 
     async fn board(&self, request: Request<wire::BoardRequest>) -> Result<Response<wire::BoardResponse>, Status> {
-        let request = request.into_inner();
-        self.peers.check(request.header.as_ref())?;
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
         self.api.board(request).await.map(Response::new)
     }
 
@@ -289,7 +325,8 @@ impl peer_server::Peer for PeerService {
     }
 
     async fn drift(&self, request: Request<wire::DriftRequest>) -> Result<Response<wire::DriftResponse>, Status> {
-        self.peers.check(request.into_inner().header.as_ref())?;
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
         self.api.drift().await.map(Response::new)
     }
 }

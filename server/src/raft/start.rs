@@ -1,19 +1,23 @@
 //! Starting a member: listener, storage, Raft, and its first words to the cluster.
 
+use crate::machine::Snapshot;
+use crate::pki::listener::{Connection, Security, connections};
+use crate::raft::joined::Joined;
 use crate::raft::network::Network;
-use crate::raft::peers::Peers;
+use crate::raft::peers::{Peers, REMOVED, fingerprint};
 use crate::raft::propose::MAX_PROPOSALS;
 use crate::raft::read::{Rounds, Waiter};
 use crate::raft::returning;
 use crate::raft::service::{MAX_INCOMING, PeerApi, PeerService};
-use crate::raft::types::member_id;
+use crate::raft::types::{MemberAddress, member_id};
 use crate::raft::{Consensus, Inner, MAX_MESSAGE};
-use crate::storage::{Identity, OpenError, Storage};
+use crate::storage::{Identity, OpenError, Storage, backup};
 use crate::write::stamp;
 use fairlead_proto::internal::v1::{InitCluster, Member, SetMember, command, peer_server::PeerServer};
+use fairlead_proto::tls::Transport;
 use ipnet::{IpNet, Ipv4Net};
 use openraft::SnapshotPolicy;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +25,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Time that connections have to end when a member stops.
@@ -54,6 +58,12 @@ pub struct ConsensusConfig {
     pub snapshot_entries: u64,
     /// Log entries kept behind a snapshot, for members that lag a little.
     pub keep_entries: u64,
+    /// Its place in a cluster that it joined; `None` = it is of the founding list.
+    pub joined: Option<Joined>,
+    /// How it listens for the others.
+    pub security: Security,
+    /// How it connects to them.
+    pub transport: Transport,
 }
 
 impl Default for ConsensusConfig {
@@ -70,6 +80,9 @@ impl Default for ConsensusConfig {
             election_ms: (500, 1_000),
             snapshot_entries: 10_000,
             keep_entries: 5_000,
+            joined: None,
+            security: Security::Plain,
+            transport: Transport::plain(),
         }
     }
 }
@@ -104,13 +117,16 @@ impl Consensus {
     /// # Errors
     /// [`StartError`], in one clear sentence.
     pub async fn start(config: ConsensusConfig, api: Arc<dyn PeerApi>) -> Result<Self, StartError> {
-        check_founding(&config)?;
+        if config.joined.is_none() {
+            check_founding(&config)?;
+        }
         let address = config.listen_peer;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| StartError::Listen { address, error })?;
-        let id = member_id(&config.name);
-        let founding = founding(&config.initial_cluster);
-        let peers = Peers::new(id, &founding, &config.initial_cluster);
+        let id = config.id();
+        let mark = backup::mark(&config.data_dir).map_err(|error| StartError::Founding(error.to_string()))?;
+        let (founding, fingerprint, known) = place(&config, mark.as_deref());
+        let peers = Peers::new(id, (fingerprint, &config.transport), known);
         let peers = Arc::new(peers.map_err(|error| StartError::Founding(error.to_string()))?);
         let mut storage = open(&config, founding).await?;
         let cancel = CancellationToken::new();
@@ -122,12 +138,15 @@ impl Consensus {
             api,
             snapshots: storage.snapshots.clone(),
             incoming: Semaphore::new(MAX_INCOMING),
-            pristine: storage.pristine && !storage.returning,
+            pristine: storage.pristine && !storage.returning && config.joined.is_none(),
             returning: absent.clone(),
             consensus: whole.clone(),
         };
-        tokio::spawn(serve(listener, service, cancel.clone()));
-        returning::prepare(&mut storage, &peers, &config).await?;
+        tokio::spawn(serve(connections(listener, config.security.clone()), service, cancel.clone()));
+        // One that joined is new by its id: nobody can remember it.
+        if config.joined.is_none() {
+            returning::prepare(&mut storage, &peers, &config).await?;
+        }
         absent.store(storage.returning, Ordering::Release);
         let ended = storage.end_of_return();
         let (consensus, queue) = Self::assemble(&config, peers, (storage, cancel, absent.clone())).await?;
@@ -136,7 +155,9 @@ impl Consensus {
         tokio::spawn(consensus.clone().run_rounds(queue));
         if absent.load(Ordering::Acquire) {
             tokio::spawn(consensus.clone().come_back(ended));
-        } else if let Err(error) = consensus.initialize(&config).await {
+        } else if config.joined.is_none()
+            && let Err(error) = consensus.initialize(&config).await
+        {
             consensus.shutdown().await;
             return Err(error);
         }
@@ -150,7 +171,7 @@ impl Consensus {
         peers: Arc<Peers>,
         (storage, cancel, returning): (Storage, CancellationToken, Arc<AtomicBool>),
     ) -> Result<(Self, mpsc::Receiver<Waiter>), StartError> {
-        let id = member_id(&config.name);
+        let id = config.id();
         let (published, snapshots) = storage.machine.subscribe();
         let held = storage.held();
         #[cfg(test)]
@@ -163,7 +184,8 @@ impl Consensus {
         let (leader_to, leader) = watch::channel(None);
         let failure = watch::Sender::new(None);
         let followed = (leader_to, failure.clone());
-        tokio::spawn(follow(raft.clone(), followed, cancel.clone()));
+        tokio::spawn(follow((raft.clone(), peers.clone()), followed, cancel.clone()));
+        tokio::spawn(leave_if_removed((id, peers.clone()), (snapshots.clone(), failure.clone()), cancel.clone()));
         let inner = Inner {
             name: config.name.clone(),
             id,
@@ -177,6 +199,8 @@ impl Consensus {
             failure,
             cancel,
             returning,
+            drained: Arc::default(),
+            managing: tokio::sync::Mutex::new(()),
             held,
             #[cfg(test)]
             database,
@@ -210,6 +234,7 @@ impl Consensus {
             name: config.name.clone(),
             peer_address: address.map(|(_, address)| address.clone()).unwrap_or_default(),
             grpc_address: config.grpc_address.clone(),
+            nonce: config.joined.as_ref().map(|joined| joined.nonce.clone()).unwrap_or_default(),
         };
         let mut published = self.inner.published.clone();
         while !self.inner.cancel.is_cancelled() {
@@ -220,7 +245,7 @@ impl Consensus {
             }
             let command = if founded {
                 let member = Some(own.clone());
-                Some(command::Kind::SetMember(SetMember { member }))
+                Some(command::Kind::SetMember(SetMember { member, join: false }))
             } else if self.is_leader() {
                 Some(command::Kind::InitCluster(init_cluster(&config)))
             } else {
@@ -255,6 +280,30 @@ async fn open(config: &ConsensusConfig, founding: String) -> Result<Storage, Sta
     Ok(opened.map_err(|error| StartError::Raft(error.to_string()))??)
 }
 
+impl ConsensusConfig {
+    /// Id of this member.
+    fn id(&self) -> u64 {
+        self.joined.as_ref().map_or_else(|| member_id(&self.name), |joined| joined.id)
+    }
+}
+
+/// What its directory is marked with, by what members know each other, and whom it knows first.
+fn place(config: &ConsensusConfig, restored: Option<&str>) -> (String, String, BTreeMap<u64, MemberAddress>) {
+    let address = |name: &String, address: &String| MemberAddress { name: name.clone(), peer_address: address.clone() };
+    match &config.joined {
+        Some(joined) => {
+            let known = joined.members.iter().map(|(id, name, peer)| (*id, address(name, peer)));
+            (format!("joined {} as {}", joined.fingerprint, joined.id), joined.fingerprint.clone(), known.collect())
+        }
+        None => {
+            let founding = backup::founding(&config.initial_cluster, restored);
+            let known = config.initial_cluster.iter().map(|(name, peer)| (member_id(name), address(name, peer)));
+            let fingerprint = fingerprint(&founding);
+            (founding, fingerprint, known.collect())
+        }
+    }
+}
+
 fn init_cluster(config: &ConsensusConfig) -> InitCluster {
     InitCluster {
         cluster_id: uuid::Uuid::new_v4().to_string(),
@@ -263,13 +312,6 @@ fn init_cluster(config: &ConsensusConfig) -> InitCluster {
         node_port_last: config.node_ports.1.into(),
         uids: (0..2).map(|_| uuid::Uuid::new_v4().to_string()).collect(),
     }
-}
-
-fn founding(list: &[(String, String)]) -> String {
-    let member = |(name, address): &(String, String)| format!("{name}={address}");
-    let mut members: Vec<String> = list.iter().map(member).collect();
-    members.sort();
-    members.join(",")
 }
 
 fn check_founding(config: &ConsensusConfig) -> Result<(), StartError> {
@@ -313,13 +355,11 @@ fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<openraft::Co
     raft.validate().map_err(|error| StartError::Raft(error.to_string()))
 }
 
-/// A listener's connections, for a gRPC server: its own `tcp_nodelay` is not for a listener that it is given, and without
-/// it every answer waits 40 ms for the other side's delayed acknowledgement.
-pub(crate) fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
-async fn serve(listener: TcpListener, service: PeerService, cancel: CancellationToken) {
+async fn serve(
+    connections: ReceiverStream<std::io::Result<Connection>>,
+    service: PeerService,
+    cancel: CancellationToken,
+) {
     let service =
         PeerServer::new(service).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     let serving = tonic::transport::Server::builder()
@@ -328,7 +368,7 @@ async fn serve(listener: TcpListener, service: PeerService, cancel: Cancellation
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(service)
-        .serve_with_incoming_shutdown(incoming(listener), cancel.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(connections, cancel.clone().cancelled_owned());
     // Peers' streams don't end by themselves.
     let cut = async {
         cancel.cancelled().await;
@@ -344,7 +384,7 @@ async fn serve(listener: TcpListener, service: PeerService, cancel: Cancellation
 
 /// Follows Raft's metrics: who leads, and whether it still runs.
 async fn follow(
-    raft: super::Raft,
+    (raft, peers): (super::Raft, Arc<Peers>),
     (leader, failure): (watch::Sender<Option<u64>>, watch::Sender<Option<String>>),
     cancel: CancellationToken,
 ) {
@@ -353,6 +393,14 @@ async fn follow(
     loop {
         let (current, running) = {
             let metrics = metrics.borrow_watched();
+            let nodes = metrics.membership_config.membership().nodes();
+            let known: BTreeMap<u64, MemberAddress> = nodes.map(|(id, node)| (*id, node.clone())).collect();
+            // Before Raft knows the members, those of the start count.
+            if !known.is_empty()
+                && let Err(error) = peers.set(known)
+            {
+                tracing::error!(%error, "a member's address can't be used");
+            }
             (metrics.current_leader, metrics.running_state.clone())
         };
         leader.send_if_modified(|old| {
@@ -376,5 +424,22 @@ async fn follow(
                 return;
             },
         }
+    }
+}
+
+/// Ends a member that was removed: its own log says so, or another member.
+async fn leave_if_removed(
+    (own, peers): (u64, Arc<Peers>),
+    (mut states, failure): (watch::Receiver<Arc<Snapshot>>, watch::Sender<Option<String>>),
+    cancel: CancellationToken,
+) {
+    let mut told = peers.subscribe_removed();
+    let removed = tokio::select! {
+        () = cancel.cancelled() => return,
+        removed = states.wait_for(|snapshot| snapshot.state.is_retired(own)) => removed.is_ok(),
+        removed = told.wait_for(|removed| *removed) => removed.is_ok(),
+    };
+    if removed {
+        failure.send_replace(Some(REMOVED.into()));
     }
 }

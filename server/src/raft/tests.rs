@@ -1,10 +1,14 @@
 //! What a member does that has no others: a broken disk, a message that is not for it.
 
 use super::*;
+use crate::pki::Identity;
+use crate::pki::listener::{Security, connections};
 use crate::write::stamp;
 use fairlead_proto::internal::v1::{self as wire, command};
+use fairlead_proto::tls::Transport;
 use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus};
 use futures::StreamExt as _;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use tonic::Status;
 
@@ -49,14 +53,15 @@ async fn alone(dir: &tempfile::TempDir, listen_peer: std::net::SocketAddr) -> Co
 async fn no_answer_waits_for_more_to_send() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (_client, accepted) =
-        tokio::join!(tokio::net::TcpStream::connect(address), async { incoming(listener).next().await });
-    assert!(accepted.unwrap().unwrap().nodelay().unwrap());
+    let (_client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), async {
+        connections(listener, Security::Plain).next().await
+    });
+    assert!(accepted.unwrap().unwrap().tcp().nodelay().unwrap());
 }
 
 fn member(name: &str) -> command::Kind {
     let member = Some(Member { id: types::member_id(name), name: name.into(), ..Member::default() });
-    command::Kind::SetMember(wire::SetMember { member })
+    command::Kind::SetMember(wire::SetMember { member, join: false })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,11 +118,39 @@ async fn messages_of_strangers_are_refused_and_certainly_not_proposed() {
     consensus.shutdown().await;
 }
 
+fn known(list: &[(&str, &str)]) -> BTreeMap<u64, types::MemberAddress> {
+    let member = |(name, address): &(&str, &str)| {
+        let peer = types::MemberAddress { name: (*name).into(), peer_address: (*address).into() };
+        (types::member_id(name), peer)
+    };
+    list.iter().map(member).collect()
+}
+
+#[tokio::test]
+async fn a_message_counts_only_with_its_members_own_certificate() {
+    let list = || known(&[("n1", "127.0.0.1:1"), ("n2", "127.0.0.1:2")]);
+    let own = types::member_id("n1");
+    let peers = Peers::new(own, ("x".into(), &Transport::plain()), list()).unwrap();
+    let sent = Peers::new(types::member_id("n2"), ("x".into(), &Transport::plain()), list()).unwrap().header(own);
+    let user = Identity::User { name: "n2".into(), groups: vec!["fairlead:admins".into()] };
+    for (caller, taken) in [
+        (Identity::Member("n2".into()), true),
+        (Identity::Unsecured, true),
+        (Identity::Member("n1".into()), false),
+        (Identity::Member("n3".into()), false),
+        (Identity::Node("n2".into()), false),
+        (Identity::Anonymous, false),
+        (user, false),
+    ] {
+        assert_eq!(peers.check(&caller, Some(&sent)).is_ok(), taken, "{caller}");
+    }
+}
+
 #[tokio::test]
 async fn only_what_was_never_sent_is_certainly_not_proposed() {
     // Nobody listens there.
     let address = free_address().to_string();
-    let peers = Peers::new(1, "x", &[("n2".into(), address)]).unwrap();
+    let peers = Peers::new(1, ("x".into(), &Transport::plain()), known(&[("n2", &address)])).unwrap();
     let mut client = peers.client(types::member_id("n2")).unwrap();
     let status = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
     assert!(peers::never_sent(&status), "{status:?}");
@@ -131,7 +164,7 @@ async fn only_what_was_never_sent_is_certainly_not_proposed() {
             let _ = stream.try_read(&mut read);
         }
     });
-    let peers = Peers::new(1, "x", &[("n2".into(), address)]).unwrap();
+    let peers = Peers::new(1, ("x".into(), &Transport::plain()), known(&[("n2", &address)])).unwrap();
     let mut client = peers.client(types::member_id("n2")).unwrap();
     let status = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
     assert!(!peers::never_sent(&status), "{status:?}");

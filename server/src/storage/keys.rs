@@ -18,6 +18,7 @@
 //! | `state` | generation, `s`, client | Session, without its writes |
 //! | `state` | generation, `w`, client, 0, sequence BE | Session of one write |
 //! | `state` | generation, `l`, node | LeaseEpoch |
+//! | `state` | generation, `x`, key | AccessRecord |
 
 use fairlead_proto::model::Key;
 
@@ -61,6 +62,8 @@ pub mod tag {
     pub const SESSION_WRITE: u8 = b'w';
     /// Lease.
     pub const LEASE: u8 = b'l';
+    /// Who may do what.
+    pub const ACCESS: u8 = b'x';
 }
 
 /// Key of a log entry.

@@ -168,6 +168,7 @@ fn record(tag: u8, value: &[u8]) -> Result<Kind, String> {
         keys::tag::EVENT => Kind::Event(read("event", value)?),
         keys::tag::SESSION | keys::tag::SESSION_WRITE => Kind::Session(read("session", value)?),
         keys::tag::LEASE => Kind::Lease(read("lease", value)?),
+        keys::tag::ACCESS => Kind::Access(read("access record", value)?),
         other => {
             return Err(format!("a state record has the unknown tag {other}: was it written by a newer version?"));
         }

@@ -142,6 +142,10 @@ impl StateMachine {
             let lease = state.lease(node).map(|lease| lease.encode_to_vec());
             put(keys::state(generation, keys::tag::LEASE, node.as_bytes()), lease);
         }
+        for key in &applied.touched.access {
+            let record = state.access_record(key).map(|record| record.encode_to_vec());
+            put(keys::state(generation, keys::tag::ACCESS, key.as_bytes()), record);
+        }
     }
 
     /// What every batch ends with: meta, digest, last applied, membership.

@@ -3,6 +3,7 @@
 //! INVARIANT: what survives a crash is a prefix. All writes go through one thread in order (`writer`), so an entry is in
 //! the WAL before its effect is. The only user of rocksdb.
 
+pub mod backup;
 pub mod codec;
 pub mod keys;
 mod load;

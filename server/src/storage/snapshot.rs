@@ -2,6 +2,7 @@
 //! and leases included), SHA-256. Written and read in a stream: it is never in memory as bytes.
 
 use crate::machine::Snapshot;
+use crate::machine::access::access_key;
 use crate::raft::types::SnapshotMeta;
 use crate::storage::writer::{self, Write};
 use crate::storage::{codec, keys};
@@ -9,7 +10,7 @@ use fairlead_proto::internal::v1::{self as wire, Session, StateRecord, state_rec
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write as _};
+use std::io::{self, BufReader, BufWriter, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,7 +131,17 @@ fn damaged(why: impl std::fmt::Display) -> io::Error {
 /// # Errors
 /// The file system's.
 pub fn write(file: File, meta: &SnapshotMeta, view: &Snapshot) -> io::Result<File> {
-    let mut to = BufWriter::with_capacity(BUFFER, file);
+    let to = encode(BufWriter::with_capacity(BUFFER, file), meta, view)?;
+    let file = to.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Writes a snapshot of one consistent view.
+///
+/// # Errors
+/// The writer's.
+pub fn encode<W: io::Write>(mut to: W, meta: &SnapshotMeta, view: &Snapshot) -> io::Result<W> {
     let mut hasher = Sha256::new();
     let mut put = |bytes: &[u8]| {
         hasher.update(bytes);
@@ -146,9 +157,8 @@ pub fn write(file: File, meta: &SnapshotMeta, view: &Snapshot) -> io::Result<Fil
     }
     let sum = hasher.finalize();
     to.write_all(&sum)?;
-    let file = to.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(file)
+    to.flush()?;
+    Ok(to)
 }
 
 /// Reads a file from a position of its own: several may read one file.
@@ -266,6 +276,10 @@ fn writes(generation: u64, kind: Kind) -> Vec<Write> {
             let key = key(keys::tag::LEASE, lease.node.as_bytes());
             vec![put(key, lease.encode_to_vec())]
         }
+        Kind::Access(record) => match access_key(&record) {
+            Some(name) => vec![put(key(keys::tag::ACCESS, name.as_bytes()), record.encode_to_vec())],
+            None => Vec::new(),
+        },
         Kind::Session(mut session) => {
             let kept = std::mem::take(&mut session.writes);
             let header = put(key(keys::tag::SESSION, session.client.as_bytes()), session.encode_to_vec());

@@ -3,7 +3,9 @@
 //! At most one unacknowledged delta is under way, so a slow node coalesces and never queues. What the node acknowledged
 //! counts up to the newest revision at which nothing that concerns it had changed.
 
+use crate::api::guard::caller;
 use crate::machine::Snapshot;
+use crate::pki::Identity;
 use crate::raft::Consensus;
 use crate::sync::board::{Board, Word};
 use crate::sync::delta::{self, Stamped};
@@ -156,6 +158,7 @@ impl node_sync_server::NodeSync for NodeSyncService {
     type SyncStream = ReceiverStream<Result<ServerMessage, Status>>;
 
     async fn sync(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::SyncStream>, Status> {
+        let who = caller(&request);
         let mut inbound = request.into_inner();
         let first = tokio::time::timeout(Duration::from_secs(10), inbound.message())
             .await
@@ -163,6 +166,14 @@ impl node_sync_server::NodeSync for NodeSyncService {
         let Some(AgentMessage { kind: Some(agent_message::Kind::Hello(hello)) }) = first else {
             return Err(Status::invalid_argument("the first message of a stream must be Hello"));
         };
+        if let Identity::Node(name) = &who
+            && *name != hello.node_name
+        {
+            return Err(Status::permission_denied(format!(
+                "{who} says that it is node {:?}: a node may speak for itself only",
+                hello.node_name
+            )));
+        }
         let (outbound, stream) = mpsc::channel(STREAM_BUFFER);
         let sessions = self.0.clone();
         let session = Session::open(sessions, hello, outbound).await?;

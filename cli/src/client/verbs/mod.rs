@@ -1,6 +1,7 @@
 //! One file a verb (or a few that are one): flags, what it asks of the servers, what it prints.
 
 pub mod about;
+pub mod access;
 pub mod apply;
 pub mod check;
 pub mod contexts;
@@ -15,6 +16,8 @@ pub mod get;
 pub mod history;
 pub mod label;
 pub mod manifests;
+pub mod members;
+pub mod snapshot;
 pub mod sort;
 pub mod status;
 pub mod trace;

@@ -6,7 +6,9 @@
 use super::{SelectorPair, SessionHeader, Settings, State};
 use crate::machine::allocate::{Addresses, Pool};
 use crate::machine::derive;
-use fairlead_proto::internal::v1::{InitCluster, LeaseEpoch, Member, Outcome, Session, SessionWrite, StateMeta};
+use fairlead_proto::internal::v1::{
+    AccessRecord, InitCluster, LeaseEpoch, Member, Outcome, Session, SessionWrite, StateMeta,
+};
 use fairlead_proto::model::{Invalid, Key, ObjectRef};
 use fairlead_proto::v1::{Object, Service};
 use ipnet::IpNet;
@@ -19,6 +21,7 @@ const DIGEST_OBJECT: u8 = 1;
 const DIGEST_LEASE: u8 = 2;
 const DIGEST_SESSION: u8 = 3;
 const DIGEST_SESSION_WRITE: u8 = 4;
+const DIGEST_ACCESS: u8 = 6;
 
 /// Changing. Each keeps the digest and the indexes.
 impl State {
@@ -62,11 +65,29 @@ impl State {
         self.leases.remove_mut(node)
     }
 
+    /// Writes an access record, or removes it.
+    pub(in crate::machine) fn put_access(&mut self, key: &str, record: Option<AccessRecord>) {
+        if let Some(old) = self.access.get(key) {
+            self.digest.remove(DIGEST_ACCESS, &old.encode_to_vec());
+            self.access.remove_mut(key);
+        }
+        if let Some(record) = record {
+            self.digest.add(DIGEST_ACCESS, &record.encode_to_vec());
+            self.access.insert_mut(key.to_owned(), Arc::new(record));
+        }
+    }
+
     /// True if something changed.
     pub(in crate::machine) fn set_member(&mut self, member: Member) -> bool {
         let changed = self.members.get(&member.id) != Some(&member);
         self.members.insert_mut(member.id, member);
         changed
+    }
+
+    /// A member leaves for good. True if it was one.
+    pub(in crate::machine) fn remove_member(&mut self, id: u64) -> bool {
+        self.retired_members.insert_mut(id, ());
+        self.members.remove_mut(&id)
     }
 
     /// True if it rose.
@@ -117,6 +138,7 @@ impl State {
         self.machine_version = meta.machine_version.max(1);
         self.dedupe_floor = meta.dedupe_floor;
         self.members = meta.members.iter().map(|member| (member.id, member.clone())).collect();
+        self.retired_members = meta.retired_members.iter().map(|id| (*id, ())).collect();
         if meta.cluster_id.is_empty() {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::machine::dedupe::{CLIENTS, WRITES_PER_CLIENT};
+use fairlead_proto::internal::v1::SetMember;
 
 fn request(client: &str, sequence: u64, since: u64) -> Option<RequestId> {
     Some(RequestId { client: client.into(), sequence, since })
@@ -163,7 +164,7 @@ fn members_and_the_machine_version() {
             peer_address: address.into(),
             ..Default::default()
         };
-        command::Kind::SetMember(SetMember { member: Some(member) })
+        command::Kind::SetMember(SetMember { member: Some(member), join: false })
     };
     assert_eq!(world.run(set("a")).outcome.effect(), WriteEffect::Configured);
     assert_eq!(world.run(set("a")).outcome.effect(), WriteEffect::Unchanged);

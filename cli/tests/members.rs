@@ -1,0 +1,145 @@
+//! Members come, vote, lead and leave, as real processes with TLS.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    reason = "tests fail by panicking, and tell one story each"
+)]
+
+mod common;
+
+use common::{Cluster, FAIRLEAD, Process, eventually, free_port, run, service, text};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+fn said(output: &Output) -> String {
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
+}
+
+/// A server beside a cluster.
+struct Newcomer {
+    name: String,
+    dir: PathBuf,
+    grpc: u16,
+    command: Command,
+}
+
+fn newcomer(cluster: &Cluster, name: &str, dir: &str) -> Newcomer {
+    let dir = cluster.dir.path().join(dir);
+    let (grpc, peer) = (free_port(), free_port());
+    let mut command = Command::new(FAIRLEAD);
+    command.args(["server", "--name", name, "--join", &cluster.grpc(1)]).arg("--data-dir").arg(&dir);
+    for (face, port) in
+        [("grpc", grpc), ("peer", peer), ("https", free_port()), ("dns", free_port()), ("metrics", free_port())]
+    {
+        command.arg(format!("--listen-{face}")).arg(format!("127.0.0.1:{port}"));
+    }
+    Newcomer { name: name.into(), dir, grpc, command }
+}
+
+impl Newcomer {
+    fn start(&mut self) -> Process {
+        std::fs::create_dir_all(&self.dir).unwrap();
+        Process::start(&mut self.command, self.dir.join("../").join(format!("{}.log", self.name)))
+    }
+}
+
+fn token(cluster: &Cluster) -> String {
+    cluster.ok(&["token", "create", "--role", "server", "--single-use"], "").trim().to_owned()
+}
+
+fn role(cluster: &Cluster, name: &str) -> Option<String> {
+    let list = cluster.ok(&["member", "list"], "");
+    let line = list.lines().find(|line| line.starts_with(&format!("{name} ")))?.to_owned();
+    Some(line.split_whitespace().nth(2)?.to_owned())
+}
+
+fn at(cluster: &Cluster, port: u16, args: &[&str]) -> Output {
+    let mut command = Command::new(FAIRLEAD);
+    command.arg("--config").arg(cluster.admin.as_ref().unwrap()).args(["--server", &format!("127.0.0.1:{port}")]);
+    run(command.args(args), "")
+}
+
+#[test]
+fn a_server_joins_reads_votes_and_leaves_for_good() {
+    let mut cluster = Cluster::start_secure(3, &[]);
+    cluster.ok(&["apply", "-f", "-"], &service("before"));
+    let how = cluster.ok(&["member", "add", "n4"], "");
+    assert!(how.contains("--name n4 --join 127.0.0.1:"), "{how}");
+    let mut n4 = newcomer(&cluster, "n4", "n4");
+    n4.command.env("FAIRLEAD_TOKEN", token(&cluster));
+    let mut process = n4.start();
+    eventually("a learner", || (role(&cluster, "n4")? == "learner").then_some(()));
+    // A learner serves what every server serves, and passes writes on.
+    eventually("a read there", || at(&cluster, n4.grpc, &["get", "svc", "before"]).status.success().then_some(()));
+    let written = at(&cluster, n4.grpc, &["create", "namespace", "there"]);
+    assert!(written.status.success(), "{}", said(&written));
+    eventually("it votes", || cluster.run(&["member", "promote", "n4"], "").status.success().then_some(()));
+    assert_eq!(role(&cluster, "n4").unwrap(), "voter");
+    let again = cluster.run(&["member", "promote", "n4"], "");
+    assert!(said(&again).contains("votes already"), "{}", said(&again));
+    // It comes back by itself, without flags of joining.
+    process.kill_9();
+    let mut process = n4.start();
+    eventually("it is back", || at(&cluster, n4.grpc, &["get", "svc", "before"]).status.success().then_some(()));
+    // It leads when asked to, and two of the founders may die.
+    cluster.ok(&["operator", "transfer-leader", "n4"], "");
+    eventually("it leads", || (role(&cluster, "n4")? == "leader").then_some(()));
+    cluster.ok(&["apply", "-f", "-"], &service("under-n4"));
+    // Another server that says it is n4 is refused, with or without a token.
+    let mut thief = newcomer(&cluster, "n4", "thief");
+    thief.command.env("FAIRLEAD_TOKEN", token(&cluster));
+    let refused = run(&mut thief.command, "");
+    assert!(said(&refused).contains("a member is called \"n4\" already"), "{}", said(&refused));
+    // The leader hands over before it is removed; it hears of it, says so and stops, and can't come back.
+    let removed = cluster.ok(&["member", "remove", "n4"], "");
+    assert!(removed.contains("n4 is no member any more"), "{removed}");
+    let ended = process.wait(Duration::from_secs(30)).expect("it stops by itself");
+    assert!(!ended.success() && process.output().contains("was removed from the cluster"), "{}", process.output());
+    let mut back = n4.start();
+    let ended = back.wait(Duration::from_secs(60)).expect("it stops again");
+    assert!(!ended.success() && back.output().contains("was removed from the cluster"), "{}", back.output());
+    assert_eq!(role(&cluster, "n4"), None);
+    // The name may be another's, with another id; its disk gone, it is not let in as itself.
+    let mut next = newcomer(&cluster, "n4", "n4-new");
+    next.command.env("FAIRLEAD_TOKEN", token(&cluster));
+    let mut process = next.start();
+    eventually("another n4", || (role(&cluster, "n4")? == "learner").then_some(()));
+    process.kill_9();
+    std::fs::remove_file(next.dir.join("joined.json")).unwrap();
+    std::fs::remove_dir_all(next.dir.join("db")).unwrap();
+    let refused = run(&mut next.command, "");
+    assert!(said(&refused).contains("this is not its data"), "{}", said(&refused));
+    // A quorum is not given away.
+    let follower = (0..3).find(|index| *index != cluster.leader()).unwrap();
+    cluster.servers[follower].as_mut().unwrap().kill_9();
+    let leader = cluster.leader();
+    let other = (0..3).find(|index| *index != leader && *index != follower).unwrap();
+    let name = format!("n{}", other + 1);
+    // At once, also before its silence is noticed: a change that has begun can't be taken back.
+    let refused = cluster.run(&["member", "remove", &name], "");
+    assert!(said(&refused).contains("would have no quorum"), "{}", said(&refused));
+    let nobody = cluster.run(&["member", "remove", "n9"], "");
+    assert!(said(&nobody).contains("no member called \"n9\""), "{}", said(&nobody));
+    cluster.ok(&["apply", "-f", "-"], &service("after"));
+}
+
+#[test]
+fn a_drained_member_does_not_lead_until_it_is_put_back() {
+    let cluster = Cluster::start_secure(3, &[]);
+    let leader = cluster.leader();
+    let name = format!("n{}", leader + 1);
+    let said = cluster.ok(&["member", "drain", &name], "");
+    assert!(said.contains("does not lead"), "{said}");
+    let next = cluster.leader();
+    assert_ne!(next, leader);
+    let refused = cluster.run(&["operator", "transfer-leader", &name], "");
+    assert!(self::said(&refused).contains("was told not to lead"), "{}", self::said(&refused));
+    assert_ne!(cluster.leader(), leader);
+    assert!(cluster.ok(&["member", "list"], "").contains("drained"));
+    cluster.ok(&["member", "drain", &name, "--undo"], "");
+    cluster.ok(&["operator", "transfer-leader", &name], "");
+    eventually("it leads again", || (cluster.leader() == leader).then_some(()));
+}
