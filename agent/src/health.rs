@@ -13,16 +13,27 @@ use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
 use fairlead_proto::view::{NamespacedName, ServiceView};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Wait before a port that somebody else has is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Connections to one port at once; whoever comes then waits.
+const MAX_CONNECTIONS: usize = 64;
+/// A request's head must be there within this.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+/// Then a connection is closed.
+const CONNECTION_LIFE: Duration = Duration::from_secs(30);
+/// Bytes of a request's head.
+const MAX_HEAD: usize = 16 * 1024;
 
 /// What a port answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,13 +151,36 @@ impl HealthChecks {
         let closing = CancellationToken::new();
         let closed = closing.clone();
         let router = Router::new().fallback(answer).with_state((seen, self.progress.clone()));
-        tokio::spawn(async move {
-            let served = axum::serve(listener, router).with_graceful_shutdown(closed.cancelled_owned()).await;
-            if let Err(error) = served {
-                tracing::error!(%error, "health checks are no longer answered");
-            }
-        });
+        tokio::spawn(accept(listener, router, closed));
         Open { check, _closes: closing.drop_guard() }
+    }
+}
+
+/// Answers at a port that anybody may reach: so many connections at once, each for so long.
+async fn accept(listener: tokio::net::TcpListener, router: Router, closed: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(MAX_HEAD);
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = closed.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Most often there are no file descriptors left.
+            tokio::time::sleep(HEAD_WITHIN / 50).await;
+            continue;
+        };
+        let (builder, service, closed) = (builder.clone(), TowerToHyperService::new(router.clone()), closed.clone());
+        tokio::spawn(async move {
+            let served = builder.serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                _ = tokio::time::timeout(CONNECTION_LIFE, served) => {}
+                () = closed.cancelled() => {}
+            }
+            drop(place);
+        });
     }
 }
 

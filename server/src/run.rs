@@ -45,6 +45,12 @@ pub const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
 /// Largest request about who may do what, bytes: it comes from anybody.
 const MAX_ACCESS: usize = 64 * 1024;
+/// Streams of one connection at once.
+const MAX_STREAMS: u32 = 1_024;
+/// Bytes of a request's headers.
+const MAX_HEADERS: u32 = 16 * 1024;
+/// Streams of one connection that were reset before they were looked at.
+const MAX_RESETS: usize = 20;
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -192,7 +198,7 @@ pub async fn run(
     let members = MembersService { consensus: consensus.clone(), audit: secured.audit.clone() };
     let maintenance = MaintenanceService { consensus: consensus.clone(), audit: secured.audit.clone() };
     let routes = grpc_routes((objects, access, members, maintenance), &consensus, (&nodes, &sessions)).await?;
-    let guard = Guard { consensus: consensus.clone() };
+    let guard = Guard::new(consensus.clone());
     tasks.spawn("grpc", serve_grpc((listeners.grpc, secured.security()), (routes, guard), serving.clone()));
     let https = secured.http(listeners.https, config.listen_https)?;
     tasks.spawn("https", http::serve(https, http::health(consensus.clone()), serving.clone()));
@@ -417,6 +423,11 @@ async fn serve_grpc(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        // A client that opens and resets streams as fast as it can (CVE-2023-44487) is cut off.
+        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
         .layer(guard)
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections(listener, security), cancel.cancelled_owned())

@@ -370,7 +370,9 @@ impl Servers {
             }
         } else if problem.unknown_outcome {
             Attempt::InDoubt(format!("the server {address} says: {}", problem.message))
-        } else if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) {
+        } else if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
+            || problem.reason == "TooManyRequests"
+        {
             Attempt::Again(format!("The cluster can't answer: {} (asked {address})", problem.message))
         } else {
             Attempt::Refused(status)

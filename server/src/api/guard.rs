@@ -1,34 +1,90 @@
 //! The door of the clients' port: who calls is taken from the connection, and what it may not call never reaches a
-//! service. The services find the caller in the request.
+//! service, nor does more than its share at once. The services find the caller in the request.
 
-use crate::api::authz;
+use crate::api::{authz, status};
 use crate::pki::Identity;
 use crate::pki::listener::Caller;
 use crate::raft::Consensus;
+use fairlead_proto::v1::Problem;
+use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tonic::body::Body;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
+
+/// Requests of one identity under way at once: whoever asks more waits for its own, and holds up nobody else.
+const MOST: usize = 256;
+/// The same where all are one, in plaintext.
+const MOST_UNSECURED: usize = 4_096;
+/// How long whoever asks too much should wait, milliseconds.
+const RETRY_MS: &str = "100";
 
 /// Puts a [`Guarded`] around services.
 #[derive(Clone)]
 pub struct Guard {
-    /// Whose state says who may do what.
-    pub consensus: Consensus,
+    consensus: Consensus,
+    busy: Arc<Busy>,
+}
+
+impl Guard {
+    /// A door of a member, whose state says who may do what.
+    #[must_use]
+    pub fn new(consensus: Consensus) -> Self {
+        Self { consensus, busy: Arc::default() }
+    }
 }
 
 /// Services behind the door.
 #[derive(Clone)]
 pub struct Guarded<S> {
     inner: S,
-    consensus: Consensus,
+    guard: Guard,
 }
 
 impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, consensus: self.consensus.clone() }
+        Guarded { inner, guard: self.clone() }
+    }
+}
+
+/// Requests under way, by who sent them.
+#[derive(Default)]
+struct Busy(Mutex<HashMap<Identity, usize>>);
+
+impl Busy {
+    /// A place for one more request; `None` = this identity has as many as it gets.
+    fn place(self: &Arc<Self>, identity: &Identity) -> Option<Place> {
+        let most = if *identity == Identity::Unsecured { MOST_UNSECURED } else { MOST };
+        let mut busy = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = busy.entry(identity.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Place { busy: self.clone(), identity: identity.clone() })
+    }
+}
+
+/// One request's place.
+struct Place {
+    busy: Arc<Busy>,
+    identity: Identity,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut busy = self.busy.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = busy.get_mut(&self.identity) {
+            *count -= 1;
+            if *count == 0 {
+                busy.remove(&self.identity);
+            }
+        }
     }
 }
 
@@ -51,17 +107,57 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Answer<S::Error> {
         let identity =
             request.extensions().get::<Caller>().map_or(Identity::Anonymous, |caller| caller.identity.clone());
-        if let Err(refused) = authz::call(&self.consensus.local().state, &identity, request.uri().path()) {
-            tracing::info!(%identity, rpc = request.uri().path(), "refused: {}", refused.message());
-            metrics::counter!("fairlead_refused_calls_total").increment(1);
-            return Box::pin(std::future::ready(Ok(refused.into_http())));
-        }
-        Box::pin(self.inner.call(request))
+        let place = match authz::call(&self.guard.consensus.local().state, &identity, request.uri().path()) {
+            Ok(()) => self.guard.busy.place(&identity).ok_or_else(|| too_many(&identity)),
+            Err(refused) => {
+                tracing::info!(%identity, rpc = request.uri().path(), "refused: {}", refused.message());
+                Err(refused)
+            }
+        };
+        let place = match place {
+            Ok(place) => place,
+            Err(refused) => {
+                metrics::counter!("fairlead_refused_calls_total").increment(1);
+                return Box::pin(std::future::ready(Ok(refused.into_http())));
+            }
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            drop(place);
+            answer
+        })
     }
+}
+
+fn too_many(identity: &Identity) -> Status {
+    let message = format!("{identity} has too many requests under way: wait for some of them");
+    let problem = Problem { reason: "TooManyRequests".into(), message, ..Problem::default() };
+    let mut refused = status::status(Code::ResourceExhausted, problem);
+    refused.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from_static(RETRY_MS));
+    refused
 }
 
 /// Who calls; nobody, if the request came past the door.
 #[must_use]
 pub fn caller<T>(request: &tonic::Request<T>) -> Identity {
     request.extensions().get::<Caller>().map_or(Identity::Anonymous, |caller| caller.identity.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_takes_anothers_place() {
+        let busy: Arc<Busy> = Arc::default();
+        let (node, user) = (Identity::Node("n".into()), Identity::User { name: "u".into(), groups: Vec::new() });
+        let mut places: Vec<Place> = (0..MOST).map(|_| busy.place(&node).unwrap()).collect();
+        assert!(busy.place(&node).is_none() && busy.place(&user).is_some());
+        places.pop();
+        assert!(busy.place(&node).is_some());
+        drop(places);
+        assert!(busy.0.lock().unwrap().is_empty(), "who asks for nothing takes no memory");
+        assert_eq!(too_many(&user).metadata().get("grpc-retry-pushback-ms").unwrap(), RETRY_MS);
+    }
 }

@@ -18,7 +18,7 @@ pub const ADMINS: &str = "fairlead:admins";
 pub const RESERVED: [&str; 2] = ["system:", "fairlead:"];
 
 /// Who calls.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Identity {
     /// It showed no certificate.
     #[default]

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +23,8 @@ use tonic::transport::server::Connected;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes under way at once.
 const MAX_HANDSHAKES: usize = 256;
+/// Connections of one listener at once; more are hung up on.
+const MAX_CONNECTIONS: usize = 16_384;
 /// Connections made that nobody has taken yet.
 const READY: usize = 64;
 /// Pause after an accept that failed: most often there are no file descriptors left.
@@ -57,6 +59,7 @@ pub struct Caller {
 pub struct Connection {
     stream: Stream,
     caller: Caller,
+    _open: OwnedSemaphorePermit,
 }
 
 enum Stream {
@@ -74,6 +77,7 @@ pub fn connections(listener: TcpListener, security: Security) -> ReceiverStream<
 
 async fn accept(listener: TcpListener, security: Security, ready: mpsc::Sender<io::Result<Connection>>) {
     let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let open = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -88,10 +92,15 @@ async fn accept(listener: TcpListener, security: Security, ready: mpsc::Sender<i
                 continue;
             }
         };
+        let Ok(open) = open.clone().try_acquire_owned() else {
+            tracing::warn!(%remote, "too many connections: hung up");
+            metrics::counter!("fairlead_refused_connections_total").increment(1);
+            continue;
+        };
         let _ = tcp.set_nodelay(true);
         let Security::Tls(config) = &security else {
             let caller = Caller { identity: Identity::Unsecured, remote: Some(remote) };
-            if ready.send(Ok(Connection { stream: Stream::Plain(tcp), caller })).await.is_err() {
+            if ready.send(Ok(Connection { stream: Stream::Plain(tcp), caller, _open: open })).await.is_err() {
                 return;
             }
             continue;
@@ -103,7 +112,8 @@ async fn accept(listener: TcpListener, security: Security, ready: mpsc::Sender<i
                     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                     let identity = shown.map_or(Identity::Anonymous, Identity::of_certificate);
                     let caller = Caller { identity, remote: Some(remote) };
-                    let _ = ready.send(Ok(Connection { stream: Stream::Tls(Box::new(stream)), caller })).await;
+                    let _ =
+                        ready.send(Ok(Connection { stream: Stream::Tls(Box::new(stream)), caller, _open: open })).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%remote, %error, "no TLS handshake"),
                 Err(_) => tracing::debug!(%remote, "no TLS handshake within 5 s"),
