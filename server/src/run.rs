@@ -9,7 +9,7 @@ use crate::api::maintenance::MaintenanceService;
 use crate::api::members::MembersService;
 use crate::api::{cluster::ClusterService, objects::ObjectsService};
 use crate::audit::Audit;
-use crate::controller::lease;
+use crate::controller::{audit, lease};
 use crate::dns;
 use crate::http::{self, RenderMetrics};
 use crate::nodes::{Nodes, PeerFace};
@@ -186,6 +186,7 @@ pub async fn run(
     tasks.spawn_quiet("report", nodes.clone().report(serving.clone()));
     let watched = (nodes.cluster.clone(), nodes.alarms.clone());
     tasks.spawn_quiet("lease", lease::run(consensus.clone(), writer.clone(), watched, serving.clone()));
+    tasks.spawn_quiet("audit", audit::run(consensus.clone(), nodes.alarms.clone(), serving.clone()));
     tasks.spawn("storage", failure(consensus.clone(), serving.clone()));
     let objects = ObjectsService::new(consensus.clone(), writer.clone(), serving.clone());
     let objects = objects.allowing_external_ips(config.external_ip_cidrs.clone()).audited(secured.audit.clone());

@@ -3,6 +3,7 @@
 //! `types` and `network` speak openraft; `service` is the peer face; `propose` and `read` are what the rest of the server
 //! uses. With storage/ the only user of openraft.
 
+pub mod fence;
 pub mod joined;
 pub mod membership;
 mod network;
@@ -51,6 +52,7 @@ pub struct Consensus {
 
 struct Inner {
     name: String,
+    data_dir: std::path::PathBuf,
     id: u64,
     raft: Raft,
     peers: Arc<Peers>,
@@ -105,6 +107,27 @@ impl Consensus {
         let term = self.status().term;
         let published = self.inner.published.borrow();
         (published.snapshot.clone(), (term, published.index))
+    }
+
+    /// Digests of the state at the newest index and at earlier ones that every member takes.
+    #[must_use]
+    pub fn digests(&self) -> Vec<(u64, String)> {
+        let published = self.inner.published.borrow().clone();
+        let mut digests: Vec<_> = published.digests.iter().cloned().collect();
+        if digests.last().is_none_or(|(index, _)| *index < published.index) {
+            digests.push((published.index, published.snapshot.state.digest_hex()));
+        }
+        digests
+    }
+
+    /// Stops this member for good: its state is not what the others' is. It does not start again from this directory.
+    pub fn fence(&self, index: u64, reason: &str) {
+        let why = format!("the state of this member at index {index} differs from the others': {reason}");
+        if let Err(error) = fence::note(&self.inner.data_dir, &why) {
+            tracing::error!(%error, "the fence can't be noted");
+        }
+        self.inner.failure.send_replace(Some(why));
+        self.inner.raft.runtime_config().elect(false);
     }
 
     /// Every published state; the newest wins.

@@ -310,6 +310,27 @@ impl peer_server::Peer for PeerService {
         })
     }
 
+    async fn digests(&self, request: Request<wire::DigestsRequest>) -> Result<Response<wire::DigestsResponse>, Status> {
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
+        let digests = self.consensus()?.digests().into_iter();
+        let digests = digests.map(|(index, digest)| wire::DigestAt { index, digest }).collect();
+        Ok(Response::new(wire::DigestsResponse { digests }))
+    }
+
+    async fn fence(&self, request: Request<wire::FenceRequest>) -> Result<Response<wire::FenceResponse>, Status> {
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
+        let from = request.header.map_or(0, |header| header.from);
+        let consensus = self.consensus()?;
+        // Only whom this member follows may stop it.
+        if consensus.status().leader != Some(from) {
+            return Err(Status::failed_precondition("the sender does not lead"));
+        }
+        consensus.fence(request.index, &request.reason);
+        Ok(Response::new(wire::FenceResponse {}))
+    }
+
     async fn member_status(&self, _: Request<wire::MemberStatusRequest>) -> Result<Response<MemberStatus>, Status> {
         self.api.member_status().await.map(Response::new)
     }

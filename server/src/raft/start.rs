@@ -2,6 +2,7 @@
 
 use crate::machine::Snapshot;
 use crate::pki::listener::{Connection, Security, connections};
+use crate::raft::fence;
 use crate::raft::joined::Joined;
 use crate::raft::network::Network;
 use crate::raft::peers::{Peers, REMOVED, fingerprint};
@@ -106,6 +107,11 @@ pub enum StartError {
     /// The founding list.
     #[error("--initial-cluster: {0}")]
     Founding(String),
+    /// It was found to differ from the others.
+    #[error(
+        "{1}; keep {0} for whoever looks into it, and let this member get its data back: start it with an empty data directory (and the pki folder of this one)"
+    )]
+    Fenced(PathBuf, String),
     /// openraft.
     #[error("Raft does not start: {0}")]
     Raft(String),
@@ -124,6 +130,9 @@ impl Consensus {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| StartError::Listen { address, error })?;
         let id = config.id();
+        if let Some(why) = fence::noted(&config.data_dir) {
+            return Err(StartError::Fenced(config.data_dir.clone(), why));
+        }
         let mark = backup::mark(&config.data_dir).map_err(|error| StartError::Founding(error.to_string()))?;
         let (founding, fingerprint, known) = place(&config, mark.as_deref());
         let peers = Peers::new(id, (fingerprint, &config.transport), known);
@@ -188,6 +197,7 @@ impl Consensus {
         tokio::spawn(leave_if_removed((id, peers.clone()), (snapshots.clone(), failure.clone()), cancel.clone()));
         let inner = Inner {
             name: config.name.clone(),
+            data_dir: config.data_dir.clone(),
             id,
             raft,
             peers,

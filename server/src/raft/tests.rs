@@ -1,6 +1,8 @@
 //! What a member does that has no others: a broken disk, a message that is not for it.
 
 use super::*;
+use crate::controller::audit;
+use crate::controller::lease::Alarms;
 use crate::pki::Identity;
 use crate::pki::listener::{Security, connections};
 use crate::write::stamp;
@@ -168,4 +170,47 @@ async fn only_what_was_never_sent_is_certainly_not_proposed() {
     let mut client = peers.client(types::member_id("n2")).unwrap();
     let status = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
     assert!(!peers::never_sent(&status), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_whose_state_differs_is_stopped_and_does_not_start_again() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let addresses: Vec<_> = (0..3).map(|_| free_address()).collect();
+    let list: Vec<_> = (0..3).map(|at| (format!("n{at}"), addresses[at].to_string())).collect();
+    let config = |at: usize| ConsensusConfig {
+        name: format!("n{at}"),
+        data_dir: dirs[at].path().to_owned(),
+        listen_peer: addresses[at],
+        initial_cluster: list.clone(),
+        ..ConsensusConfig::default()
+    };
+    let starting = (0..3).map(|at| Consensus::start(config(at), Arc::new(Silent)));
+    let members: Vec<_> = futures::future::join_all(starting).await.into_iter().map(Result::unwrap).collect();
+    let cancel = CancellationToken::new();
+    let alarms: Vec<Arc<Alarms>> = (0..3).map(|_| Arc::default()).collect();
+    for (consensus, alarms) in members.iter().zip(&alarms) {
+        tokio::spawn(audit::run(consensus.clone(), alarms.clone(), cancel.clone()));
+    }
+    members[0].propose(stamp(member("first"), None)).await.unwrap();
+    let leader = (0..3).find(|at| members[*at].is_leader()).unwrap();
+    let follower = (leader + 1) % 3;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(members.iter().all(|consensus| consensus.failure().is_none()));
+    *crate::storage::HARMED.lock().unwrap() = Some(dirs[follower].path().join("snapshot"));
+    members[leader].propose(stamp(member("second"), None)).await.unwrap();
+    *crate::storage::HARMED.lock().unwrap() = None;
+    let failure = tokio::time::timeout(Duration::from_secs(20), members[follower].failed()).await.unwrap();
+    assert!(failure.contains("differs from the others'"), "{failure}");
+    let said = alarms[leader].list();
+    assert!(said.iter().any(|alarm| alarm.contains(&format!("n{follower}"))), "{said:?}");
+    members[follower].shutdown().await;
+    let again = Consensus::start(config(follower), Arc::new(Silent)).await.err().unwrap().to_string();
+    assert!(again.contains("differs from the others'") && again.contains("empty data directory"), "{again}");
+    // The others go on.
+    members[leader].propose(stamp(member("third"), None)).await.unwrap();
+    cancel.cancel();
+    for at in [leader, (leader + 2) % 3] {
+        assert_eq!(members[at].failure(), None);
+        members[at].shutdown().await;
+    }
 }

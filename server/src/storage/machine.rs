@@ -15,6 +15,7 @@ use futures::{Stream, StreamExt as _};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use prost::Message as _;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -23,6 +24,9 @@ use tokio::sync::watch;
 const BATCH: usize = 512;
 /// Entries after which a snapshot is not put off any longer.
 const MOST_ENTRIES: u64 = 100_000;
+/// Entries between two digests that members compare, and how many of these are kept.
+const DIGEST_EVERY: u64 = 64;
+const DIGESTS: usize = 32;
 /// Bytes written together, give or take an entry.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
@@ -33,7 +37,16 @@ pub struct Published {
     pub snapshot: Arc<Snapshot>,
     /// Last applied index.
     pub index: u64,
+    /// Digests of the state at earlier indices, the same ones on every member.
+    pub digests: Digests,
 }
+
+/// Indices and digests, in order.
+pub type Digests = Arc<VecDeque<(u64, String)>>;
+
+/// Tests: snapshot directory of a member whose state goes wrong.
+#[cfg(test)]
+pub static HARMED: std::sync::Mutex<Option<std::path::PathBuf>> = std::sync::Mutex::new(None);
 
 /// The state machine.
 pub struct StateMachine {
@@ -45,6 +58,7 @@ pub struct StateMachine {
     generation: u64,
     /// Bytes and number of the entries applied since a snapshot was last begun.
     since: (u64, u64),
+    digests: Digests,
     published: watch::Sender<Published>,
     /// The same without the index, sent first: whoever waited for an index finds it here too.
     views: watch::Sender<Arc<Snapshot>>,
@@ -56,8 +70,11 @@ impl StateMachine {
     /// A machine with what was loaded.
     #[must_use]
     pub fn new(writer: Writer, snapshots: SnapshotStore, loaded: LoadedState) -> Self {
-        let first =
-            Published { snapshot: Arc::new(loaded.snapshot.clone()), index: loaded.applied.map_or(0, |id| id.index) };
+        let first = Published {
+            snapshot: Arc::new(loaded.snapshot.clone()),
+            index: loaded.applied.map_or(0, |id| id.index),
+            digests: Arc::default(),
+        };
         Self {
             writer,
             snapshots,
@@ -66,6 +83,7 @@ impl StateMachine {
             membership: loaded.membership,
             generation: loaded.generation,
             since: (0, 0),
+            digests: Arc::default(),
             views: watch::Sender::new(first.snapshot.clone()),
             published: watch::Sender::new(first),
         }
@@ -80,11 +98,37 @@ impl StateMachine {
     fn publish(&self) {
         let snapshot = Arc::new(self.current.clone());
         self.views.send_replace(snapshot.clone());
-        self.published.send_replace(Published { snapshot, index: self.applied.map_or(0, |id| id.index) });
+        let (index, digests) = (self.applied.map_or(0, |id| id.index), self.digests.clone());
+        self.published.send_replace(Published { snapshot, index, digests });
     }
 
     /// Applies an entry in memory and adds what it did to a batch.
     fn execute(&mut self, entry: Entry, writes: &mut Vec<Write>) -> io::Result<Outcome> {
+        let index = entry.log_id.index;
+        let outcome = self.execute_one(entry, writes)?;
+        #[cfg(test)]
+        self.harm();
+        if index.is_multiple_of(DIGEST_EVERY) {
+            let mut kept: VecDeque<_> =
+                self.digests.iter().skip((self.digests.len() + 1).saturating_sub(DIGESTS)).cloned().collect();
+            kept.push_back((index, self.current.state.digest_hex()));
+            self.digests = Arc::new(kept);
+        }
+        Ok(outcome)
+    }
+
+    /// What must never happen: this member applies what the others don't.
+    #[cfg(test)]
+    fn harm(&mut self) {
+        use fairlead_proto::internal::v1::{Member, SetMember, command};
+        if *HARMED.lock().unwrap() == Some(self.snapshots.directory()) {
+            let member = Some(Member { id: 1, name: "nobody".into(), ..Member::default() });
+            let command = command::Kind::SetMember(SetMember { member, join: false });
+            self.current.apply(&crate::write::stamp(command, None));
+        }
+    }
+
+    fn execute_one(&mut self, entry: Entry, writes: &mut Vec<Write>) -> io::Result<Outcome> {
         self.applied = Some(entry.log_id);
         self.since.1 += 1;
         match entry.payload {

@@ -18,6 +18,8 @@ mod writer;
 mod tests;
 
 pub use log::LogStore;
+#[cfg(test)]
+pub use machine::HARMED;
 pub use machine::{Published, StateMachine};
 #[cfg(test)]
 pub use open::Database;

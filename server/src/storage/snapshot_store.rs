@@ -68,6 +68,12 @@ impl SnapshotStore {
         Ok(())
     }
 
+    /// Where it is.
+    #[cfg(test)]
+    pub fn directory(&self) -> PathBuf {
+        self.0.directory.clone()
+    }
+
     /// Log id that the current snapshot reflects.
     #[must_use]
     pub fn newest(&self) -> Option<LogId> {
