@@ -26,11 +26,11 @@ struct Newcomer {
     command: Command,
 }
 
-fn newcomer(cluster: &Cluster, name: &str, dir: &str) -> Newcomer {
+fn newcomer(cluster: &Cluster, through: usize, (name, dir): (&str, &str)) -> Newcomer {
     let dir = cluster.dir.path().join(dir);
     let (grpc, peer) = (free_port(), free_port());
     let mut command = Command::new(FAIRLEAD);
-    command.args(["server", "--name", name, "--join", &cluster.grpc(1)]).arg("--data-dir").arg(&dir);
+    command.args(["server", "--name", name, "--join", &cluster.grpc(through)]).arg("--data-dir").arg(&dir);
     for (face, port) in
         [("grpc", grpc), ("peer", peer), ("https", free_port()), ("dns", free_port()), ("metrics", free_port())]
     {
@@ -68,7 +68,7 @@ fn a_server_joins_reads_votes_and_leaves_for_good() {
     cluster.ok(&["apply", "-f", "-"], &service("before"));
     let how = cluster.ok(&["member", "add", "n4"], "");
     assert!(how.contains("--name n4 --join 127.0.0.1:"), "{how}");
-    let mut n4 = newcomer(&cluster, "n4", "n4");
+    let mut n4 = newcomer(&cluster, 1, ("n4", "n4"));
     n4.command.env("FAIRLEAD_TOKEN", token(&cluster));
     let mut process = n4.start();
     eventually("a learner", || (role(&cluster, "n4")? == "learner").then_some(()));
@@ -89,7 +89,7 @@ fn a_server_joins_reads_votes_and_leaves_for_good() {
     eventually("it leads", || (role(&cluster, "n4")? == "leader").then_some(()));
     cluster.ok(&["apply", "-f", "-"], &service("under-n4"));
     // Another server that says it is n4 is refused, with or without a token.
-    let mut thief = newcomer(&cluster, "n4", "thief");
+    let mut thief = newcomer(&cluster, 1, ("n4", "thief"));
     thief.command.env("FAIRLEAD_TOKEN", token(&cluster));
     let refused = run(&mut thief.command, "");
     assert!(said(&refused).contains("a member is called \"n4\" already"), "{}", said(&refused));
@@ -103,7 +103,7 @@ fn a_server_joins_reads_votes_and_leaves_for_good() {
     assert!(!ended.success() && back.output().contains("was removed from the cluster"), "{}", back.output());
     assert_eq!(role(&cluster, "n4"), None);
     // The name may be another's, with another id; its disk gone, it is not let in as itself.
-    let mut next = newcomer(&cluster, "n4", "n4-new");
+    let mut next = newcomer(&cluster, 1, ("n4", "n4-new"));
     next.command.env("FAIRLEAD_TOKEN", token(&cluster));
     let mut process = next.start();
     eventually("another n4", || (role(&cluster, "n4")? == "learner").then_some(()));
@@ -142,4 +142,50 @@ fn a_drained_member_does_not_lead_until_it_is_put_back() {
     cluster.ok(&["member", "drain", &name, "--undo"], "");
     cluster.ok(&["operator", "transfer-leader", &name], "");
     eventually("it leads again", || (cluster.leader() == leader).then_some(()));
+}
+
+#[test]
+fn the_last_survivor_is_made_a_cluster_and_the_lost_ones_stay_out() {
+    let mut cluster = Cluster::start_secure(3, &[]);
+    cluster.ok(&["apply", "-f", "-"], &service("kept"));
+    for server in cluster.servers.iter_mut().flatten() {
+        server.kill_9();
+    }
+    let dir = cluster.data_dir(0);
+    let recover = |flags: &[&str]| {
+        let mut command = Command::new(FAIRLEAD);
+        run(command.args(["operator", "recover", "--data-dir"]).arg(&dir).args(flags), "")
+    };
+    let looked = recover(&[]);
+    assert!(looked.status.success() && said(&looked).contains("nothing was changed"), "{}", said(&looked));
+    assert!(said(&looked).contains("n2, n3") || said(&looked).contains("n3, n2"), "{}", said(&looked));
+    let done = recover(&["--yes"]);
+    assert!(said(&done).contains("n1 is the only member"), "{}", said(&done));
+    cluster.start_server(0);
+    let in_use = || recover(&["--yes"]);
+    let alone = |args: &[&str]| at(&cluster, cluster.grpc(0).rsplit(':').next().unwrap().parse().unwrap(), args);
+    eventually("it answers alone", || alone(&["get", "svc", "kept"]).status.success().then_some(()));
+    assert!(said(&in_use()).contains("in use"), "{}", said(&in_use()));
+    let written = alone(&["create", "namespace", "after"]);
+    assert!(written.status.success(), "{}", said(&written));
+    // An old one that comes back neither gets in nor disturbs.
+    let log = cluster.dir.path().join("back.log");
+    let back = Process::start(&mut cluster.server_command(1), log);
+    eventually("the old one is refused", || back.output().contains("server is up").then_some(()));
+    std::thread::sleep(Duration::from_secs(2));
+    let still = alone(&["create", "namespace", "still"]);
+    assert!(still.status.success(), "{}", said(&still));
+    drop(back);
+    // The lost names are free again, once removed.
+    let list = said(&alone(&["member", "list"]));
+    assert!(list.contains("n1") && !list.contains("n2"), "{list}");
+    for name in ["n2", "n3"] {
+        let removed = alone(&["member", "remove", name]);
+        assert!(removed.status.success(), "{}", said(&removed));
+    }
+    let token = said(&alone(&["token", "create", "--role", "server"]));
+    let mut n2 = newcomer(&cluster, 0, ("n2", "n2-new"));
+    n2.command.env("FAIRLEAD_TOKEN", token.trim());
+    let _n2 = n2.start();
+    eventually("it joins and votes", || alone(&["member", "promote", "n2"]).status.success().then_some(()));
 }

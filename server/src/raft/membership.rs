@@ -147,6 +147,9 @@ impl Consensus {
 
     fn member_called(&self, name: &str) -> Result<u64, ManageError> {
         let found = self.members().into_iter().find(|member| member.name == name);
+        // After a recovery the state still knows those that Raft has lost.
+        let state = self.local().state.clone();
+        let found = found.or_else(|| state.members().find(|member| member.name == name).cloned());
         found.map(|member| member.id).ok_or_else(|| ManageError::NoMember(name.to_owned()))
     }
 

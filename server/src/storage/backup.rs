@@ -160,7 +160,7 @@ async fn fill(
             folder.put_authority(newest).map_err(directory)?;
         }
     }
-    write_private(&staged.join(RESTORED), mark).map_err(directory)?;
+    write_mark(staged, mark).map_err(directory)?;
     let position = found.last_log_id.as_ref().map(codec::log_id).unwrap_or_default();
     let position = (position.term.max(1), position.index.max(1));
     let meta = meta(position, founders).map_err(directory)?;
@@ -188,6 +188,14 @@ pub fn founding(list: &[(String, String)], mark: Option<&str>) -> String {
     members.sort();
     let list = members.join(",");
     mark.map_or(list.clone(), |mark| format!("{list} restored from {mark}"))
+}
+
+/// Marks a directory: what members know each other by is another from then on.
+///
+/// # Errors
+/// It can't be written.
+pub fn write_mark(data_dir: &Path, mark: &str) -> io::Result<()> {
+    write_private(&data_dir.join(RESTORED), mark)
 }
 
 /// What a directory was restored from.

@@ -42,7 +42,7 @@ pub struct Recent {
     bytes: usize,
     /// Index of the log's first entry, held here or not.
     first: u64,
-    last: Option<LogId>,
+    pub(super) last: Option<LogId>,
     purged: Option<LogId>,
     vote: Option<Vote>,
     /// Counts truncations: a read from disk that ran beside one is done again.

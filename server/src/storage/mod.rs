@@ -10,6 +10,7 @@ mod load;
 mod log;
 mod machine;
 mod open;
+pub mod recover;
 mod snapshot;
 mod snapshot_store;
 mod writer;

@@ -220,7 +220,7 @@ impl EndOfReturn {
     }
 }
 
-fn open_database(path: &Path) -> Result<Database, OpenError> {
+pub(super) fn open_database(path: &Path) -> Result<Database, OpenError> {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -323,7 +323,7 @@ fn sweep(database: &Database, generation: u64) -> Result<(), String> {
     synced(database, batch).map_err(|error| error.to_string())
 }
 
-fn synced(database: &Database, batch: rocksdb::WriteBatch) -> io::Result<()> {
+pub(super) fn synced(database: &Database, batch: rocksdb::WriteBatch) -> io::Result<()> {
     let mut options = rocksdb::WriteOptions::default();
     options.set_sync(true);
     let written = database.db.write_opt(batch, &options);

@@ -7,6 +7,8 @@ use crate::client::{Global, Session};
 use clap::Subcommand;
 use fairlead_proto::v1::members_client::MembersClient;
 use fairlead_proto::v1::{DrainRequest, MemberChanged, PromoteRequest, RemoveRequest, TransferRequest};
+use fairlead_server::storage::recover::recover;
+use std::path::PathBuf;
 use tonic::transport::Channel;
 
 /// Verbs of `member`.
@@ -46,6 +48,15 @@ pub enum OperatorVerb {
     TransferLeader {
         /// Its name [default: the voter that has most of the log]
         name: Option<String>,
+    },
+    /// Make a stopped server, the only one left, the only member of the cluster; what the lost ones alone had is lost
+    Recover {
+        /// Its data directory
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// Do it; else only say what would be done
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -109,10 +120,26 @@ pub async fn member(global: &Global, verb: MemberVerb) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`].
 pub async fn operator(global: &Global, verb: OperatorVerb) -> Result<(), Failure> {
-    let OperatorVerb::TransferLeader { name } = verb;
-    let Session { servers, .. } = global.session()?;
-    let transfer = async |mut client: Client, request| client.transfer_leader(request).await;
-    said(servers.members(TransferRequest { name: name.unwrap_or_default() }, transfer).await?)
+    match verb {
+        OperatorVerb::TransferLeader { name } => {
+            let Session { servers, .. } = global.session()?;
+            let transfer = async |mut client: Client, request| client.transfer_leader(request).await;
+            said(servers.members(TransferRequest { name: name.unwrap_or_default() }, transfer).await?)
+        }
+        OperatorVerb::Recover { data_dir, yes } => {
+            let done = recover(&data_dir, !yes).map_err(|error| Failure::local(error.to_string()))?;
+            let (name, revision, unapplied) = (done.name, done.revision, done.unapplied);
+            let lost = if done.lost.is_empty() { "nobody".to_owned() } else { done.lost.join(", ") };
+            if !yes {
+                return print(&format!(
+                    "{name} at revision {revision}, with {unapplied} later entries in its log that would count\n{lost} would be members no longer, and can't come back; writes that only they had would be lost\nnothing was changed: say --yes, with all of them stopped for good\n"
+                ));
+            }
+            print(&format!(
+                "{name} is the only member, at revision {revision} and {unapplied} entries of its log\nstart it as before, then: fairlead member remove NAME for each of {lost}, and let new ones --join\n"
+            ))
+        }
+    }
 }
 
 fn said(changed: MemberChanged) -> Result<(), Failure> {
