@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// Settings of an agent.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Config {
     pub netns: Option<PathBuf>,
     /// How it speaks with the servers.
     pub security: Security,
+    /// Told when its state is read and its loops run.
+    pub opened: Option<Arc<Notify>>,
 }
 
 /// How an agent speaks with the servers.
@@ -70,6 +74,7 @@ impl Default for Config {
             labels: BTreeMap::new(),
             netns: None,
             security: Security::Plain,
+            opened: None,
         }
     }
 }

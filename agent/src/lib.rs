@@ -182,6 +182,9 @@ impl Start {
         let checks = HealthChecks::new(health_view, node_name, served.clone(), namespace.clone());
         tasks.spawn("health", checks.run(cancel.clone()));
         tasks.spawn("switch", modes::sweep_others(mode, (namespace, names), served, cancel.clone()));
+        if let Some(opened) = &config.opened {
+            opened.notify_one();
+        }
         let ended = tasks.until_end().await;
         tasks.drain(DRAIN).await;
         Ok(ended?)

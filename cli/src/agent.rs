@@ -2,7 +2,7 @@
 
 use crate::client::Global;
 use crate::server::host_name;
-use crate::{settings, signals, telemetry};
+use crate::{settings, signals, systemd, telemetry};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use fairlead_agent::{Config, Mode, Security as AgentSecurity};
@@ -12,6 +12,8 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// Run this node's agent. Servers are given by the global --server; with --config FILE settings come from a TOML file.
 #[derive(Args, Deserialize, Default)]
@@ -94,8 +96,11 @@ pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
         |token| Ok(Some(token)),
     )?;
     let security = if insecure { AgentSecurity::Plain } else { AgentSecurity::Tls(token) };
-    let config = Config { security, ..configure(global, args, file)? };
+    let opened = Arc::new(Notify::new());
+    let config = Config { security, opened: Some(opened.clone()), ..configure(global, args, file)? };
     let cancel = signals()?;
+    // Its runtime answers as long as this does; what a loop on a thread of its own does is not seen here.
+    tokio::spawn(systemd::tell(opened, || std::future::ready(true), cancel.clone()));
     let render = telemetry::metrics()?;
     if let Some(address) = listen_metrics {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {

@@ -5,6 +5,7 @@ mod client;
 mod dev;
 mod server;
 mod settings;
+mod systemd;
 mod telemetry;
 
 use clap::{Parser, Subcommand};

@@ -1,15 +1,18 @@
 //! `fairlead server`: flags, variables and file into a server's configuration.
 
 use crate::client::Global;
-use crate::{settings, signals, telemetry};
+use crate::{settings, signals, systemd, telemetry};
 use anyhow::Context as _;
 use clap::Args;
 use fairlead_server::dns::StalePolicy;
+use fairlead_server::raft::Consensus;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::{Notify, oneshot};
 
 /// Life of a certificate, if nobody says.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -96,9 +99,29 @@ pub async fn main(global: &Global, args: ServerArgs) -> anyhow::Result<()> {
     let insecure = global.insecure || file.insecure;
     let tls = if insecure { None } else { Some(tls_config(&args, &file)?) };
     let join = args.join.clone().or_else(|| file.join.clone());
-    let config = fairlead_server::Config { tls, join, ..configure(args, file)? };
+    let opened = Arc::new(Notify::new());
+    let config = fairlead_server::Config { tls, join, opened: Some(opened.clone()), ..configure(args, file)? };
     let cancel = signals()?;
-    fairlead_server::run(config, cancel, None).await.context("server")
+    let (started, consensus) = oneshot::channel();
+    let running = Arc::new(OnceLock::new());
+    let found = running.clone();
+    tokio::spawn(async move {
+        if let Ok(consensus) = consensus.await {
+            let _ = found.set(consensus);
+        }
+    });
+    let turns = move || {
+        let running: Arc<OnceLock<Consensus>> = running.clone();
+        // A member that waits for others is well.
+        async move {
+            match running.get() {
+                Some(consensus) => consensus.is_turning().await,
+                None => true,
+            }
+        }
+    };
+    tokio::spawn(systemd::tell(opened, turns, cancel.clone()));
+    fairlead_server::run(config, cancel, Some(started)).await.context("server")
 }
 
 fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_server::Config> {
@@ -146,6 +169,7 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
         render_metrics: telemetry::metrics()?,
         tls: None,
         join: None,
+        opened: None,
     })
 }
 

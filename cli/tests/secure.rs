@@ -68,6 +68,14 @@ fn founders_with_authorities_at_hand_are_a_secure_cluster() {
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert!(said(&refused).contains("UnknownIssuer"), "{}", said(&refused));
     assert!(stranger(cluster.admin.as_ref().unwrap()).status.success());
+    // Metrics are for those who show a certificate.
+    let scrape = |flags: &[&str]| {
+        let url = format!("https://{}/metrics", cluster.metrics(0));
+        run(Command::new("curl").args(["-sk", "-m", "20", &url]).args(flags), "")
+    };
+    assert!(text(&scrape(&[]).stdout).contains("a certificate of the cluster is needed"));
+    let own = cluster.data_dir(0).join("pki/server.pem").display().to_string();
+    assert!(text(&scrape(&["--cert", &own, "--key", &own]).stdout).contains("# TYPE fairlead_"));
     // The authorities are the cluster's now, and nobody else may read what a member keeps.
     for index in 0..3 {
         let dir = cluster.data_dir(index);

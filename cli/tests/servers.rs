@@ -207,3 +207,29 @@ fn dev_is_ready_and_its_client_configuration_works() {
     let mut process = process;
     assert!(process.wait(Duration::from_secs(10)).is_some_and(|status| status.success()), "{}", process.output());
 }
+
+#[test]
+fn systemd_hears_when_it_is_ready_that_it_is_well_and_when_it_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let heard = || {
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let mut cluster = Cluster::prepare(2);
+    let mut command = cluster.server_command(0);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    let mut server = common::Process::start(&mut command, dir.path().join("log"));
+    // It has founded nothing yet: the other founder isn't there. A unit must not wait for that.
+    assert_eq!(heard(), "READY=1");
+    assert_eq!((heard(), heard()), ("WATCHDOG=1".to_owned(), "WATCHDOG=1".to_owned()));
+    cluster.start_server(1);
+    eventually("the cluster", || cluster.run(&["get", "namespace", "default"], "").status.success().then_some(()));
+    assert_eq!(heard(), "WATCHDOG=1");
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("STOPPING", || (heard() == "STOPPING=1").then_some(()));
+    assert!(server.wait(Duration::from_secs(30)).unwrap().success());
+}

@@ -1,13 +1,15 @@
 //! Plain HTTP beside gRPC: `/metrics`, `/livez`, `/readyz`.
 
+use crate::pki::Identity;
+use crate::pki::listener::Caller;
 use crate::pki::listener::HttpListener;
 use crate::raft::Consensus;
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::serve::Listener as _;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -44,9 +46,15 @@ pub fn health(consensus: Consensus) -> Router {
         .with_state(consensus)
 }
 
-/// `/metrics`.
+/// `/metrics`, for whoever shows a certificate.
 pub fn metrics(render: RenderMetrics) -> Router {
-    Router::new().route("/metrics", get(move || async move { render() }))
+    let answer = move |Extension(caller): Extension<Caller>| async move {
+        match caller.identity {
+            Identity::Anonymous => (StatusCode::UNAUTHORIZED, "a certificate of the cluster is needed\n".to_owned()),
+            _ => (StatusCode::OK, render()),
+        }
+    };
+    Router::new().route("/metrics", get(answer))
 }
 
 /// Serves until cancelled.
@@ -60,11 +68,12 @@ pub async fn serve(mut listener: HttpListener, router: Router, cancel: Cancellat
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEADERS);
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
-        let (connection, _) = tokio::select! {
+        let (connection, caller) = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             accepted = listener.accept() => accepted,
         };
-        let (builder, service, cancel) = (builder.clone(), TowerToHyperService::new(router.clone()), cancel.clone());
+        let (builder, service, cancel) =
+            (builder.clone(), TowerToHyperService::new(router.clone().layer(Extension(caller))), cancel.clone());
         tokio::spawn(async move {
             let served = builder.serve_connection(TokioIo::new(connection), service);
             tokio::pin!(served);

@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Largest gRPC message, bytes, both ways.
@@ -93,6 +93,8 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// A server of the cluster to join, host:port of its gRPC; `None` = it founds one, or has joined before.
     pub join: Option<String>,
+    /// Told when listeners and storage are open.
+    pub opened: Option<Arc<Notify>>,
 }
 
 /// How a server comes by its certificates.
@@ -374,6 +376,7 @@ fn consensus_config(config: &Config) -> Result<ConsensusConfig, ServerError> {
         initial_cluster: config.initial_cluster.clone(),
         service_cidr: config.service_cidr,
         node_ports: config.node_ports,
+        opened: config.opened.clone(),
         ..ConsensusConfig::default()
     })
 }

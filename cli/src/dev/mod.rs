@@ -200,6 +200,7 @@ fn server_config(args: &DevArgs, data_dir: &Path) -> anyhow::Result<fairlead_ser
         render_metrics: telemetry::metrics()?,
         tls: None,
         join: None,
+        opened: None,
     })
 }
 

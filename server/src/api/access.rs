@@ -237,8 +237,14 @@ impl bootstrap_server::Bootstrap for AccessService {
         let who = caller(&request);
         let request = request.into_inner();
         let about = format!("{} {:?} token {:?}", request.role, short(&request.name), short(&request.token_id));
-        let done = self.enroll_with(&request).await;
-        self.noted((&who, "Enroll"), &about, done)
+        match self.enroll_with(&request).await {
+            Ok(answer) => self.noted((&who, "Enroll"), &about, Ok(answer)),
+            // Anybody may try: that must not push others' words out of the log.
+            Err(refused) => {
+                tracing::warn!(about, "nobody joined: {}", refused.message());
+                Err(refused)
+            }
+        }
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<EnrollResponse>, Status> {

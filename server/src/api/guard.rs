@@ -110,7 +110,11 @@ where
         let place = match authz::call(&self.guard.consensus.local().state, &identity, request.uri().path()) {
             Ok(()) => self.guard.busy.place(&identity).ok_or_else(|| too_many(&identity)),
             Err(refused) => {
-                tracing::info!(%identity, rpc = request.uri().path(), "refused: {}", refused.message());
+                if identity == Identity::Anonymous {
+                    tracing::debug!(rpc = request.uri().path(), "refused: no certificate");
+                } else {
+                    tracing::info!(%identity, rpc = request.uri().path(), "refused: {}", refused.message());
+                }
                 Err(refused)
             }
         };

@@ -19,6 +19,9 @@ pub struct Joined {
     pub fingerprint: String,
     /// Members at that time: id, name, host:peerport.
     pub members: Vec<(u64, String, String)>,
+    /// Its database was made: a later start that finds none has lost it, with its votes.
+    #[serde(default)]
+    pub started: bool,
 }
 
 impl Joined {

@@ -269,6 +269,11 @@ impl Consensus {
         heard.get(&id).copied().flatten().is_some_and(|heard| heard.elapsed() < within)
     }
 
+    /// Raft's own loop answers.
+    pub async fn is_turning(&self) -> bool {
+        self.inner.raft.with_raft_state(|_| ()).await.is_ok()
+    }
+
     /// This member was told not to lead.
     #[must_use]
     pub fn is_drained(&self) -> bool {

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +61,8 @@ pub struct ConsensusConfig {
     pub keep_entries: u64,
     /// Its place in a cluster that it joined; `None` = it is of the founding list.
     pub joined: Option<Joined>,
+    /// Told when listener and storage are open; electing, and waiting for others, come after it.
+    pub opened: Option<Arc<Notify>>,
     /// How it listens for the others.
     pub security: Security,
     /// How it connects to them.
@@ -82,6 +84,7 @@ impl Default for ConsensusConfig {
             snapshot_entries: 10_000,
             keep_entries: 5_000,
             joined: None,
+            opened: None,
             security: Security::Plain,
             transport: Transport::plain(),
         }
@@ -104,8 +107,8 @@ pub enum StartError {
     /// The data directory.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The founding list.
-    #[error("--initial-cluster: {0}")]
+    /// The founding list, or a member's place in the cluster that it joined.
+    #[error("{0}")]
     Founding(String),
     /// It was found to differ from the others.
     #[error(
@@ -138,6 +141,9 @@ impl Consensus {
         let peers = Peers::new(id, (fingerprint, &config.transport), known);
         let peers = Arc::new(peers.map_err(|error| StartError::Founding(error.to_string()))?);
         let mut storage = open(&config, founding).await?;
+        if let Some(joined) = &config.joined {
+            check_joined(joined, storage.fresh, &config)?;
+        }
         let cancel = CancellationToken::new();
         // Whoever gives up before the end lets go of the port, too.
         let unfinished = cancel.clone().drop_guard();
@@ -152,6 +158,9 @@ impl Consensus {
             consensus: whole.clone(),
         };
         tokio::spawn(serve(connections(listener, config.security.clone()), service, cancel.clone()));
+        if let Some(opened) = &config.opened {
+            opened.notify_one();
+        }
         // One that joined is new by its id: nobody can remember it.
         if config.joined.is_none() {
             returning::prepare(&mut storage, &peers, &config).await?;
@@ -297,6 +306,23 @@ impl ConsensusConfig {
     }
 }
 
+/// One that joined and finds its database gone has forgotten its votes: it must not come back as itself.
+fn check_joined(joined: &Joined, fresh: bool, config: &ConsensusConfig) -> Result<(), StartError> {
+    let (dir, name) = (&config.data_dir, &config.name);
+    if joined.started && fresh {
+        // Made again by this start, and of no use.
+        return Err(StartError::Founding(format!(
+            "this member joined as {name} before and its database in {} is gone: remove it (`fairlead member remove {name}`), empty the directory, and let it --join anew",
+            dir.display()
+        )));
+    }
+    if joined.started {
+        return Ok(());
+    }
+    let noted = Joined { started: true, ..joined.clone() }.write(dir);
+    noted.map_err(|error| StartError::Founding(format!("{}: {error}", dir.display())))
+}
+
 /// What its directory is marked with, by what members know each other, and whom it knows first.
 fn place(config: &ConsensusConfig, restored: Option<&str>) -> (String, String, BTreeMap<u64, MemberAddress>) {
     let address = |name: &String, address: &String| MemberAddress { name: name.clone(), peer_address: address.clone() };
@@ -340,7 +366,7 @@ fn check_founding(config: &ConsensusConfig) -> Result<(), StartError> {
     } else {
         return Ok(());
     };
-    Err(StartError::Founding(problem))
+    Err(StartError::Founding(format!("--initial-cluster: {problem}")))
 }
 
 fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<openraft::Config, StartError> {
@@ -400,16 +426,22 @@ async fn follow(
 ) {
     use openraft::async_runtime::WatchReceiver as _;
     let mut metrics = raft.metrics();
+    let mut followed = None;
     loop {
         let (current, running) = {
             let metrics = metrics.borrow_watched();
-            let nodes = metrics.membership_config.membership().nodes();
-            let known: BTreeMap<u64, MemberAddress> = nodes.map(|(id, node)| (*id, node.clone())).collect();
-            // Before Raft knows the members, those of the start count.
-            if !known.is_empty()
-                && let Err(error) = peers.set(known)
-            {
-                tracing::error!(%error, "a member's address can't be used");
+            // Metrics change with every entry, members hardly ever.
+            let changed = metrics.membership_config.log_id();
+            if *changed != followed {
+                followed.clone_from(changed);
+                let nodes = metrics.membership_config.membership().nodes();
+                let known: BTreeMap<u64, MemberAddress> = nodes.map(|(id, node)| (*id, node.clone())).collect();
+                // Before Raft knows the members, those of the start count.
+                if !known.is_empty()
+                    && let Err(error) = peers.set(known)
+                {
+                    tracing::error!(%error, "a member's address can't be used");
+                }
             }
             (metrics.current_leader, metrics.running_state.clone())
         };
