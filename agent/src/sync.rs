@@ -11,6 +11,7 @@ use crate::reconcile::Progress;
 use crate::shared::Shared;
 use crate::state::{Store, snapshot};
 use fairlead_proto::tls::{SERVER_NAME, Transport};
+use fairlead_proto::trace;
 use fairlead_proto::v1::node_sync_client::NodeSyncClient;
 use fairlead_proto::v1::{
     AgentMessage, Applied, DataplaneAnswer, DataplaneQuery, Failed, Heartbeat, Hello, NodeDelta, PodStatusReport,
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
+use tracing::Span;
 
 /// First and longest wait before the next server is tried.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -177,7 +179,7 @@ impl Sync {
         let (outbound, messages) = mpsc::channel(OUTBOUND);
         let (have, digest) = self.shared.have();
         let hello = Hello { cluster_id: self.cluster.cluster_id.clone(), have, digest, ..self.greeting.hello.clone() };
-        let mut line = Line { outbound, owed: None, failed: None };
+        let mut line = Line { outbound, owed: None, failed: None, traced: Vec::new() };
         line.send(agent_message::Kind::Hello(hello)).await?;
         let mut client = NodeSyncClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
         // It may have to find its leader first; but one that is stuck keeps its connection open and says nothing.
@@ -276,7 +278,8 @@ impl Sync {
     }
 
     /// A whole step: into the view, onto the disk, then to whoever waits for it.
-    async fn fold(&mut self, parts: Vec<NodeDelta>, line: &mut Line) -> Result<(), StreamEnd> {
+    async fn fold(&mut self, mut parts: Vec<NodeDelta>, line: &mut Line) -> Result<(), StreamEnd> {
+        line.trace(&mut parts, &self.greeting.hello.node_name);
         let whole = parts.first().is_some_and(|part| part.from.is_none());
         self.shared.fold(&parts)?;
         let appended =
@@ -318,9 +321,28 @@ struct Line {
     owed: Option<u64>,
     /// What was last said to have failed.
     failed: Option<(u64, String)>,
+    /// Spans of what is being programmed.
+    traced: Vec<Span>,
 }
 
 impl Line {
+    /// Begins a span for each traced change in a step, which ends with its acknowledgement. The view doesn't keep them.
+    fn trace(&mut self, parts: &mut [NodeDelta], node: &str) {
+        let Some(last) = parts.last_mut() else { return };
+        let contexts = std::mem::take(&mut last.traceparents);
+        if !trace::is_on() {
+            return;
+        }
+        let begin = |context: &String| {
+            let span = tracing::info_span!(
+                target: trace::TARGET, parent: None, "node.program", otel.kind = "consumer", node,
+                revision = last.to, kernel_us = tracing::field::Empty
+            );
+            trace::child(span, context)
+        };
+        self.traced = contexts.iter().take(trace::MOST).map(begin).collect();
+    }
+
     async fn send(&mut self, kind: agent_message::Kind) -> Result<(), StreamEnd> {
         self.outbound.send(AgentMessage { kind: Some(kind) }).await.map_err(|_| StreamEnd::Closed)
     }
@@ -342,6 +364,14 @@ impl Line {
         self.owed = None;
         self.failed = None;
         let took_us = u64::try_from(progress.took.as_micros()).unwrap_or(u64::MAX);
+        let acknowledging = |span: &Span| {
+            span.record("kernel_us", took_us);
+            let revision = progress.applied;
+            tracing::info_span!(target: trace::TARGET, parent: span, "node.acknowledge", revision)
+        };
+        // Both end when the word is on its way.
+        let traced = std::mem::take(&mut self.traced);
+        let _acknowledging: Vec<Span> = traced.iter().map(acknowledging).collect();
         self.send(agent_message::Kind::Applied(Applied { revision: progress.applied, took_us })).await
     }
 }

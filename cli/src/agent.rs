@@ -2,6 +2,7 @@
 
 use crate::client::Global;
 use crate::server::host_name;
+use crate::telemetry::{LogFormat, Settings};
 use crate::{settings, signals, systemd, telemetry};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -67,6 +68,11 @@ pub struct AgentArgs {
     /// Servers (in the file only; on the command line it is the global --server)
     #[arg(skip)]
     server: Vec<String>,
+    /// As the global --otlp-endpoint and --log-format (in the file only)
+    #[arg(skip)]
+    otlp_endpoint: Option<String>,
+    #[arg(skip)]
+    log_format: Option<LogFormat>,
     /// Speak plaintext (in the file only)
     #[arg(skip)]
     insecure: bool,
@@ -80,11 +86,17 @@ enum AgentCommand {
 
 /// Runs until a signal; stopping removes no rule.
 pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
-    let _telemetry = telemetry::start(telemetry::USUAL)?;
     let file: AgentArgs = match &global.config {
         Some(path) => settings::read(path)?,
         None => AgentArgs::default(),
     };
+    let telemetry = telemetry::start(&Settings {
+        filter: telemetry::USUAL,
+        format: global.log_format.or(file.log_format).unwrap_or_default(),
+        otlp_endpoint: global.otlp_endpoint.clone().or_else(|| file.otlp_endpoint.clone()),
+        service: "fairlead-agent",
+        instance: args.node_name.clone().or_else(|| file.node_name.clone()).map_or_else(host_name, Ok)?,
+    })?;
     if matches!(args.command, Some(AgentCommand::Cleanup)) {
         let prefix = args.chain_prefix.or(file.chain_prefix).unwrap_or_else(|| "KUBE".into());
         return fairlead_agent::cleanup(&prefix).await.context("cleanup");
@@ -112,7 +124,9 @@ pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
         let listener = HttpListener::new(listener, Security::Plain)?;
         tokio::spawn(fairlead_server::http::serve(listener, router, cancel.clone()));
     }
-    fairlead_agent::run(config, cancel).await.context("agent")
+    let ended = fairlead_agent::run(config, cancel).await.context("agent");
+    telemetry.end().await;
+    ended
 }
 
 fn configure(global: &Global, args: AgentArgs, file: AgentArgs) -> anyhow::Result<Config> {

@@ -8,7 +8,7 @@ mod settings;
 mod systemd;
 mod telemetry;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::process::ExitCode;
 use tikv_jemallocator::Jemalloc;
 use tokio::runtime::{Builder, Runtime};
@@ -47,7 +47,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let matches = Cli::command().try_get_matches();
+    let name = matches.as_ref().ok().and_then(|matches| matches.subcommand_name()).unwrap_or_default().to_owned();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(said) => {
             let _ = said.print();
@@ -62,7 +64,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(dispatch(cli));
+    let code = runtime.block_on(dispatch(name, cli));
     // Blocking tasks (a probe's connect, say) must not hold the exit up.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     code
@@ -77,10 +79,10 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
     }
 }
 
-async fn dispatch(cli: Cli) -> ExitCode {
+async fn dispatch(name: String, cli: Cli) -> ExitCode {
     let Cli { global, command } = cli;
     let ended = match command {
-        Command::Client(verb) => return client::run(global, verb).await,
+        Command::Client(verb) => return client::run(global, (name, verb)).await,
         Command::Server(args) => server::main(&global, *args).await,
         Command::Agent(args) => agent::main(&global, *args).await,
         Command::Dev(args) => dev::main(&global, *args).await,

@@ -1,6 +1,7 @@
 //! `fairlead server`: flags, variables and file into a server's configuration.
 
 use crate::client::Global;
+use crate::telemetry::{LogFormat, Settings};
 use crate::{settings, signals, systemd, telemetry};
 use anyhow::Context as _;
 use clap::Args;
@@ -84,6 +85,11 @@ pub struct ServerArgs {
     /// Who changed what [default: audit.log in the data directory]
     #[arg(long, env = "FAIRLEAD_AUDIT_LOG")]
     audit_log: Option<PathBuf>,
+    /// As the global --otlp-endpoint and --log-format (in the file only)
+    #[arg(skip)]
+    otlp_endpoint: Option<String>,
+    #[arg(skip)]
+    log_format: Option<LogFormat>,
     /// Speak plaintext (in the file only; on the command line it is the global --insecure)
     #[arg(skip)]
     insecure: bool,
@@ -91,11 +97,17 @@ pub struct ServerArgs {
 
 /// Runs until a signal.
 pub async fn main(global: &Global, args: ServerArgs) -> anyhow::Result<()> {
-    let _telemetry = telemetry::start(telemetry::USUAL)?;
     let file: ServerArgs = match &global.config {
         Some(path) => settings::read(path)?,
         None => ServerArgs::default(),
     };
+    let telemetry = telemetry::start(&Settings {
+        filter: telemetry::USUAL,
+        format: global.log_format.or(file.log_format).unwrap_or_default(),
+        otlp_endpoint: global.otlp_endpoint.clone().or_else(|| file.otlp_endpoint.clone()),
+        service: "fairlead-server",
+        instance: args.name.clone().or_else(|| file.name.clone()).map_or_else(host_name, Ok)?,
+    })?;
     let insecure = global.insecure || file.insecure;
     let tls = if insecure { None } else { Some(tls_config(&args, &file)?) };
     let join = args.join.clone().or_else(|| file.join.clone());
@@ -121,7 +133,9 @@ pub async fn main(global: &Global, args: ServerArgs) -> anyhow::Result<()> {
         }
     };
     tokio::spawn(systemd::tell(opened, turns, cancel.clone()));
-    fairlead_server::run(config, cancel, Some(started)).await.context("server")
+    let ended = fairlead_server::run(config, cancel, Some(started)).await.context("server");
+    telemetry.end().await;
+    ended
 }
 
 fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_server::Config> {

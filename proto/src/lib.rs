@@ -13,6 +13,8 @@ pub mod model;
 #[cfg(feature = "rpc")]
 pub mod tls;
 pub mod token;
+#[cfg(feature = "rpc")]
+pub mod trace;
 pub mod view;
 
 /// The public API, `fairlead.v1`.

@@ -15,6 +15,8 @@ pub mod raft;
 pub mod storage;
 pub mod sync;
 pub mod tasks;
+pub mod traced;
+pub mod tracer;
 pub mod watch;
 pub mod write;
 

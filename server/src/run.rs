@@ -21,6 +21,7 @@ use crate::raft::{Consensus, ConsensusConfig, StartError};
 use crate::sync::delta::Stamped;
 use crate::sync::session::{self, NodeSyncService, Sessions};
 use crate::tasks::{Ended, Tasks};
+use crate::tracer::Tracer;
 use crate::write::Writer;
 use fairlead_proto::enroll::{self, EnrollError};
 use fairlead_proto::tls::{self, Transport};
@@ -432,6 +433,7 @@ async fn serve_grpc(
         .http2_max_header_list_size(MAX_HEADERS)
         // A client that opens and resets streams as fast as it can (CVE-2023-44487) is cut off.
         .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+        .layer(Tracer { begins: true })
         .layer(guard)
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections(listener, security), cancel.cancelled_owned())

@@ -6,6 +6,7 @@
 
 use crate::client::failure::{self, Failure};
 use fairlead_proto::tls::{SERVER_NAME, Transport};
+use fairlead_proto::trace;
 use fairlead_proto::v1::access_client::AccessClient;
 use fairlead_proto::v1::cluster_client::ClusterClient;
 use fairlead_proto::v1::members_client::MembersClient;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
 
@@ -416,12 +418,19 @@ impl Servers {
     }
 }
 
-fn objects(channel: Channel) -> ObjectsClient<Channel> {
-    ObjectsClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+/// A connection whose calls carry the trace that they are part of.
+type Traced = InterceptedService<Channel, trace::Intercept>;
+
+fn objects(channel: Channel) -> ObjectsClient<Traced> {
+    ObjectsClient::with_interceptor(channel, trace::intercept as trace::Intercept)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
 }
 
-fn cluster(channel: Channel) -> ClusterClient<Channel> {
-    ClusterClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+fn cluster(channel: Channel) -> ClusterClient<Traced> {
+    ClusterClient::with_interceptor(channel, trace::intercept as trace::Intercept)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
 }
 
 /// A server's last word. After an attempt in doubt it is about the second one only, unless it is about the request

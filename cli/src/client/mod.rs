@@ -21,18 +21,21 @@ mod targets;
 mod verbs;
 mod why;
 
+use crate::telemetry::{self, LogFormat};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand};
 use config::{Given, Target};
 use connect::Servers;
 use failure::Failure;
 use fairlead_proto::tls::{self, Transport};
+use fairlead_proto::trace;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use tracing::{Instrument as _, Span};
 use verbs::{
     about, access, apply, check, contexts, create, dataplane, delete, describe, drain, events, expose, get, history,
-    label, members, snapshot, status, trace, wait,
+    label, members, snapshot, status, wait,
 };
 
 pub use duration::parse_timeout as parse_duration;
@@ -61,6 +64,13 @@ pub struct Global {
     /// Give up on a request after this long; 0 = never [default: 30s]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::parse_timeout)]
     pub request_timeout: Option<Duration>,
+    /// Export traces to this OTLP collector, over gRPC: http://HOST:4317. OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER and the
+    /// like are heeded
+    #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// How server, agent and dev log [default: text]
+    #[arg(long, global = true, env = "FAIRLEAD_LOG_FORMAT", value_enum, value_name = "text|json")]
+    pub log_format: Option<LogFormat>,
 }
 
 /// The client's verbs.
@@ -108,7 +118,7 @@ pub enum Verb {
     #[command(subcommand)]
     Dataplane(dataplane::DataplaneVerb),
     /// Show, rule by rule, what happens to a packet on a node
-    Trace(trace::TraceArgs),
+    Trace(verbs::trace::TraceArgs),
     /// Say why a service doesn't work, and what to do next; exit code 1 if something is wrong
     Why(verbs::why::WhyArgs),
     /// Check every node's data plane; exit code 1 if something is wrong
@@ -171,8 +181,17 @@ impl Global {
 }
 
 /// Runs a verb to its exit code: 0, 1 for a failure, 3 if nobody knows whether a write happened.
-pub async fn run(global: Global, verb: Verb) -> ExitCode {
-    match dispatch(&global, verb).await {
+pub async fn run(global: Global, (name, verb): (String, Verb)) -> ExitCode {
+    let telemetry = telemetry::client(&global);
+    let span = match trace::is_on() {
+        true => {
+            tracing::info_span!(target: trace::TARGET, "cli", otel.name = format!("fairlead {name}"), otel.kind = "client")
+        }
+        false => Span::none(),
+    };
+    let done = dispatch(&global, verb).instrument(span).await;
+    telemetry.end().await;
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let text = failure.text();
@@ -206,7 +225,7 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Completion(args) => about::completion(&args),
         Verb::Status(args) => status::run(global, &args).await,
         Verb::Dataplane(verb) => dataplane::run(global, verb).await,
-        Verb::Trace(args) => trace::run(global, &args).await,
+        Verb::Trace(args) => verbs::trace::run(global, &args).await,
         Verb::Why(args) => verbs::why::run(global, &args).await,
         Verb::Check(args) => check::run(global, &args).await,
         Verb::Member(verb) => members::member(global, verb).await,

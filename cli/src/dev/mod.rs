@@ -7,6 +7,7 @@ mod echo;
 mod netns;
 
 use crate::client::Global;
+use crate::telemetry::Settings;
 use crate::{client, server, signals, telemetry};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -77,9 +78,15 @@ struct Plane {
 }
 
 /// Runs until a signal.
-pub async fn main(_: &Global, args: DevArgs) -> anyhow::Result<()> {
+pub async fn main(global: &Global, args: DevArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let _telemetry = telemetry::start("warn,openraft=error")?;
+    let telemetry = telemetry::start(&Settings {
+        filter: "warn,openraft=error",
+        format: global.log_format.unwrap_or_default(),
+        otlp_endpoint: global.otlp_endpoint.clone(),
+        service: "fairlead-dev",
+        instance: NAME.to_owned(),
+    })?;
     let data_dir = args.data_dir.clone().map_or_else(default_data_dir, Ok)?;
     std::fs::create_dir_all(&data_dir)
         .with_context(|| format!("can't make the data directory {}", data_dir.display()))?;
@@ -96,6 +103,7 @@ pub async fn main(_: &Global, args: DevArgs) -> anyhow::Result<()> {
     if let Some(netns) = plane.netns {
         netns.remove().await;
     }
+    telemetry.end().await;
     result?;
     ended.context("server")
 }

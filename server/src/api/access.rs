@@ -153,7 +153,8 @@ impl AccessService {
 
     async fn issue(&self, request: &IssueUserRequest) -> Result<IssueUserResponse, Status> {
         self.keeper()?;
-        let bad = bad_subject(&request.name).or_else(|| request.groups.iter().find_map(|group| bad_group(group)));
+        let bad = bad_subject(&request.name)
+            .or_else(|| request.groups.iter().filter(|group| *group != ADMINS).find_map(|group| bad_subject(group)));
         if let Some(why) = bad {
             return Err(status::bad_request(why));
         }
@@ -469,11 +470,6 @@ fn bad_subject(name: &str) -> Option<String> {
         return Some(format!("the name {name:?} is reserved"));
     }
     bad_name(name).map(|why| format!("the name {:?} {why}", short(name)))
-}
-
-/// Administrators' group may be given, other reserved ones may not.
-fn bad_group(name: &str) -> Option<String> {
-    if name == ADMINS { None } else { bad_subject(name) }
 }
 
 fn random_hex(digits: usize) -> String {

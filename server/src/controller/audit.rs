@@ -1,12 +1,12 @@
 //! Compares the members' states: all of one index must have one digest. Who differs is stopped, before it answers much
 //! that is wrong.
 //!
-//! `judge` is pure. The majority is right; where there is none, the leader, whose entries everybody applies.
+//! `judge` is pure. What a majority of the voters has is right; where there is none, an alarm is all.
 
 use crate::controller::lease::Alarms;
 use crate::raft::Consensus;
 use fairlead_proto::internal::v1::{DigestsRequest, FenceRequest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -19,27 +19,38 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(300);
 /// Digests by index.
 pub type Digests = Vec<(u64, String)>;
 
-/// Members that differ, and the first index at which they do. `own` is the leader's id.
+/// What a comparison says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Members that differ from a majority of the voters, and the first index at which they do.
+    pub wrong: BTreeMap<u64, u64>,
+    /// An index at which states differ and no majority says which is right.
+    pub unclear: Option<u64>,
+}
+
+/// Judges the digests of a round. Only what a majority of all voters has is right: of few that happen to answer for one
+/// index, the wrong one may be as many.
 #[must_use]
-pub fn judge(own: u64, all: &BTreeMap<u64, Digests>) -> BTreeMap<u64, u64> {
+pub fn judge(voters: &BTreeSet<u64>, all: &BTreeMap<u64, Digests>) -> Verdict {
     let mut by_index: BTreeMap<u64, BTreeMap<&str, Vec<u64>>> = BTreeMap::new();
     for (member, digests) in all {
         for (index, digest) in digests {
             by_index.entry(*index).or_default().entry(digest).or_default().push(*member);
         }
     }
-    let mut wrong = BTreeMap::new();
+    let mut verdict = Verdict::default();
     for (index, digests) in by_index.iter().filter(|(_, digests)| digests.len() > 1) {
-        let asked: usize = digests.values().map(Vec::len).sum();
-        let majority = digests.iter().find(|(_, members)| members.len() * 2 > asked);
-        let leaders = digests.iter().find(|(_, members)| members.contains(&own));
-        let Some((right, _)) = majority.or(leaders) else { continue };
+        let votes = |members: &Vec<u64>| members.iter().filter(|member| voters.contains(member)).count();
+        let Some((right, _)) = digests.iter().find(|(_, members)| votes(members) * 2 > voters.len()) else {
+            verdict.unclear = verdict.unclear.or(Some(*index));
+            continue;
+        };
         let others = digests.iter().filter(|(digest, _)| *digest != right).flat_map(|(_, members)| members);
         for member in others {
-            wrong.entry(*member).or_insert(*index);
+            verdict.wrong.entry(*member).or_insert(*index);
         }
     }
-    wrong
+    verdict
 }
 
 /// Compares while this member leads.
@@ -55,9 +66,16 @@ pub async fn run(consensus: Consensus, alarms: Arc<Alarms>, cancel: Cancellation
             alarms.set("divergence", None);
             continue;
         }
-        let own = consensus.status().id;
+        let status = consensus.status();
+        let own = status.id;
         let all = collect(&consensus, own).await;
-        for (member, index) in judge(own, &all) {
+        let verdict = judge(&status.voters, &all);
+        if let (Some(index), true) = (verdict.unclear, verdict.wrong.is_empty()) {
+            let said = format!("members' states differ at index {index}, and no majority says which is right yet");
+            alarms.set("divergence", Some(said));
+        }
+        let agreed = verdict == Verdict::default();
+        for (member, index) in verdict.wrong {
             let members = consensus.members();
             let name = members.iter().find(|one| one.id == member).map_or("?", |one| one.name.as_str());
             let said = format!(
@@ -75,7 +93,7 @@ pub async fn run(consensus: Consensus, alarms: Arc<Alarms>, cancel: Cancellation
             }
         }
         // It answers again: with its data given back.
-        if all.len() == consensus.members().len() && judge(own, &all).is_empty() {
+        if agreed && all.len() == consensus.members().len() {
             alarms.set("divergence", None);
         }
     }
@@ -103,18 +121,25 @@ mod tests {
     }
 
     #[test]
-    fn the_majority_is_right_and_without_one_the_leader() {
+    fn only_a_majority_of_all_voters_is_right() {
         let all = |list: &[(u64, &[(u64, &str)])]| -> BTreeMap<u64, Digests> {
             list.iter().map(|(member, list)| (*member, digests(list))).collect()
         };
+        let voters = BTreeSet::from([1, 2, 3]);
+        let wrong = |list: &[(u64, u64)]| Verdict { wrong: list.iter().copied().collect(), unclear: None };
+        let unclear = |index| Verdict { wrong: BTreeMap::new(), unclear: Some(index) };
         let same = all(&[(1, &[(64, "a"), (70, "b")]), (2, &[(64, "a")]), (3, &[(64, "a"), (69, "c")])]);
-        assert_eq!(judge(1, &same), BTreeMap::new(), "other indices say nothing");
+        assert_eq!(judge(&voters, &same), Verdict::default(), "other indices say nothing");
         let one = all(&[(1, &[(64, "a"), (128, "b")]), (2, &[(64, "a"), (128, "x")]), (3, &[(64, "a"), (128, "b")])]);
-        assert_eq!(judge(1, &one), BTreeMap::from([(2, 128)]));
-        assert_eq!(judge(2, &one), BTreeMap::from([(2, 128)]), "also if it leads");
-        let two = all(&[(1, &[(64, "a")]), (2, &[(64, "x")])]);
-        assert_eq!((judge(1, &two), judge(2, &two)), (BTreeMap::from([(2, 64)]), BTreeMap::from([(1, 64)])));
+        assert_eq!(judge(&voters, &one), wrong(&[(2, 128)]));
         let first = all(&[(1, &[(64, "a"), (128, "b")]), (2, &[(64, "y"), (128, "x")]), (3, &[(64, "a"), (128, "b")])]);
-        assert_eq!(judge(3, &first), BTreeMap::from([(2, 64)]), "where it began");
+        assert_eq!(judge(&voters, &first), wrong(&[(2, 64)]), "where it began");
+        // The third has not come so far: either of the two may be wrong.
+        let early = all(&[(1, &[(100, "x")]), (2, &[(100, "a")]), (3, &[(99, "c")])]);
+        assert_eq!(judge(&voters, &early), unclear(100));
+        let mixed = all(&[(1, &[(128, "x"), (130, "y")]), (2, &[(128, "a"), (130, "b")]), (3, &[(128, "a")])]);
+        assert_eq!(judge(&voters, &mixed), Verdict { wrong: BTreeMap::from([(1, 128)]), unclear: Some(130) });
+        let learner = all(&[(1, &[(64, "a")]), (4, &[(64, "x")]), (5, &[(64, "x")])]);
+        assert_eq!(judge(&BTreeSet::from([1]), &learner), wrong(&[(4, 64), (5, 64)]), "learners have no say");
     }
 }

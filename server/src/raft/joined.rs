@@ -41,6 +41,29 @@ impl Joined {
         parsed.map(Some).map_err(damaged)
     }
 
+    /// One that finds its database gone has forgotten its votes: it must not come back as itself. Asked before a database
+    /// is made.
+    ///
+    /// # Errors
+    /// What to do about it.
+    pub fn check_database(&self, data_dir: &Path, name: &str) -> Result<(), String> {
+        if self.started && !data_dir.join("db").join("CURRENT").exists() {
+            return Err(format!(
+                "this member joined as {name} before and its database in {} is gone: remove it (`fairlead member remove {name}`), empty the directory, and let it --join anew",
+                data_dir.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Notes that there is a database from now on, if that isn't noted.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn note_start(&self, data_dir: &Path) -> io::Result<()> {
+        if self.started { Ok(()) } else { Self { started: true, ..self.clone() }.write(data_dir) }
+    }
+
     /// Keeps it.
     ///
     /// # Errors

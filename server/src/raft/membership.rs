@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::timeout;
+use tonic::transport::Endpoint;
 
 /// Entries that a learner may be behind when it begins to vote.
 const CAUGHT_UP: u64 = 1_000;
@@ -30,6 +31,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const CHANGED_WITHIN: Duration = Duration::from_secs(20);
 /// Time for another member to lead.
 const HANDED_WITHIN: Duration = Duration::from_secs(3);
+/// A removed member gets this long to hear of it by its log: rounds, and the pause between two.
+const HEARS_WITHIN_ROUNDS: u32 = 20;
+const HEARS_ROUND: Duration = Duration::from_millis(100);
 /// Leaders asked one after the other.
 const ATTEMPTS: u32 = 4;
 /// Members at most, learners included.
@@ -203,13 +207,20 @@ impl Consensus {
             // A leader doesn't remove itself: whoever leads after it does.
             if id == self.inner.id {
                 let nobody = || ManageError::Refused("no other voter can lead: nobody would be left".into());
-                self.hand_over(self.heir().ok_or_else(nobody)?).await?;
+                self.hand_over(self.heir().await.ok_or_else(nobody)?).await?;
                 return Err(ManageError::Moved);
             }
             self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), true).await?;
         }
         // Its own log tells it, as long as it is a learner.
         self.settle(command::Kind::RemoveMember(RemoveMember { id })).await?;
+        for _ in 0..HEARS_WITHIN_ROUNDS {
+            // It stops when it has heard.
+            if self.status_of(id).await.is_none() {
+                break;
+            }
+            tokio::time::sleep(HEARS_ROUND).await;
+        }
         if self.known_to_raft().contains_key(&id) {
             self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await?;
         }
@@ -218,7 +229,7 @@ impl Consensus {
 
     async fn transfer(&self, transfer: &TransferRequest) -> Managed {
         let heir = if transfer.name.is_empty() {
-            self.heir().ok_or_else(|| ManageError::Refused("no other voter answers: nobody can lead".into()))?
+            self.heir().await.ok_or_else(|| ManageError::Refused("no other voter answers: nobody can lead".into()))?
         } else {
             self.member_called(&transfer.name)?
         };
@@ -267,10 +278,11 @@ impl Consensus {
             self.inner.raft.runtime_config().elect(!self.is_returning());
             return Ok(changed(format!("{} may lead again", drain.name)));
         }
+        self.others_may_lead().await?;
         self.inner.drained.store(true, Ordering::Release);
         self.inner.raft.runtime_config().elect(false);
         if self.is_leader() {
-            let heir = self.heir();
+            let heir = self.heir().await;
             let handed = match heir {
                 Some(heir) => self.hand_over(heir).await.map(|_| ()),
                 None => Err(ManageError::Refused("no other voter answers: nobody else can lead".into())),
@@ -284,8 +296,20 @@ impl Consensus {
         Ok(changed(format!("{} votes and does not lead, until --undo or its restart", drain.name)))
     }
 
+    /// Enough voters are left that may lead: one more than none, where there are so many, so that one may die.
+    async fn others_may_lead(&self) -> Result<(), ManageError> {
+        let voters = self.status().voters;
+        let others = voters.iter().filter(|id| **id != self.inner.id);
+        let asked = futures::future::join_all(others.map(|id| self.status_of(*id))).await;
+        let willing = asked.into_iter().flatten().filter(|status| !status.drained).count();
+        if willing >= 2.min(voters.len().saturating_sub(1)).max(1) {
+            return Ok(());
+        }
+        Err(ManageError::Refused(format!("of the other voters only {willing} may lead and answer: put one back first")))
+    }
+
     /// What a member says of itself, if it answers now.
-    async fn status_of(&self, id: u64) -> Option<MemberStatus> {
+    pub(super) async fn status_of(&self, id: u64) -> Option<MemberStatus> {
         let mut peer = self.peer(id).await.ok()?;
         let answer = timeout(ANSWERS_WITHIN, peer.member_status(MemberStatusRequest {})).await;
         Some(answer.ok()?.ok()?.into_inner())
@@ -349,7 +373,9 @@ fn joining(state: &State, join: &JoinRequest) -> Result<Member, ManageError> {
             join.name
         )));
     }
-    if join.nonce.is_empty() || join.nonce.len() > 64 || join.peer_address.rsplit_once(':').is_none() {
+    let port = join.peer_address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let is_address = port.is_some() && Endpoint::from_shared(format!("http://{}", join.peer_address)).is_ok();
+    if join.nonce.is_empty() || join.nonce.len() > 64 || !is_address {
         return Err(ManageError::Refused("a member that joins needs a nonce and a peer address, host:port".into()));
     }
     if let Some(other) = state.members().find(|member| member.peer_address == join.peer_address) {

@@ -22,6 +22,7 @@ pub use start::{ConsensusConfig, StartError};
 
 use crate::machine::Snapshot;
 use crate::storage::{Held, Published, StateMachine};
+use crate::traced::Traced;
 use fairlead_proto::internal::v1::{Member, PeerHeader, peer_client::PeerClient};
 use peers::Peers;
 use read::Rounds;
@@ -70,6 +71,8 @@ struct Inner {
     drained: Arc<AtomicBool>,
     /// One change of the members at a time.
     managing: tokio::sync::Mutex<()>,
+    /// Traced changes of late.
+    traced: Arc<Traced>,
     held: Held,
     #[cfg(test)]
     database: std::sync::Weak<crate::storage::Database>,
@@ -134,6 +137,12 @@ impl Consensus {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.inner.snapshots.clone()
+    }
+
+    /// Which of the newest changes belong to a trace.
+    #[must_use]
+    pub fn traced(&self) -> &Traced {
+        &self.inner.traced
     }
 
     /// True if this member leads, as far as it knows.
@@ -221,7 +230,7 @@ impl Consensus {
 
     /// Hands leadership over, if this member has it, and stops: storage is closed when this returns.
     pub async fn shutdown(&self) {
-        if let Some(heir) = self.heir()
+        if let Some(heir) = self.heir().await
             && self.inner.raft.trigger().transfer_leader(heir).await.is_ok()
         {
             let mut leader = self.inner.leader.clone();
@@ -247,7 +256,7 @@ impl Consensus {
 
     /// Who should lead after this member: of the other voters that answer, the one that has most of the log. `None` if
     /// this member doesn't lead or there is nobody.
-    fn heir(&self) -> Option<u64> {
+    async fn heir(&self) -> Option<u64> {
         use openraft::async_runtime::WatchReceiver as _;
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
         if !metrics.state.is_leader() {
@@ -256,7 +265,13 @@ impl Consensus {
         let log = metrics.replication?;
         let voters = metrics.membership_config.membership().voter_ids();
         let others = voters.filter(|id| *id != self.inner.id && self.answers(*id, HAND_OVER));
-        others.max_by_key(|id| log.get(id).copied().flatten())
+        let mut others: Vec<u64> = others.collect();
+        others.sort_by_key(|id| std::cmp::Reverse(log.get(id).copied().flatten()));
+        // One that was told not to lead would refuse, and an election take its time.
+        let asked = others.iter().map(|id| async move { (*id, self.status_of(*id).await) });
+        let asked = futures::future::join_all(asked).await;
+        let willing = asked.iter().find(|(_, status)| status.as_ref().is_some_and(|status| !status.drained));
+        willing.map(|(id, _)| *id)
     }
 
     /// Whether a member has answered this one, which leads, within some time.

@@ -67,17 +67,17 @@ impl Peers {
     /// Takes over who belongs to the cluster; connections to those who stay are kept.
     pub(crate) fn set(&self, members: BTreeMap<u64, MemberAddress>) -> Result<(), tonic::transport::Error> {
         let mut peers = self.write();
-        let mut next = BTreeMap::new();
+        let (mut next, mut unusable) = (BTreeMap::new(), None);
         for (id, address) in members {
             let known = peers.get(&id).filter(|peer| peer.address == address).cloned();
-            let peer = match known {
-                Some(peer) => peer,
-                None => Arc::new(self.peer(address)?),
-            };
-            next.insert(id, peer);
+            // One that can't be used must not keep the others from being known.
+            match known.map_or_else(|| self.peer(address).map(Arc::new), Ok) {
+                Ok(peer) => drop(next.insert(id, peer)),
+                Err(error) => unusable = Some(error),
+            }
         }
         *peers = next;
-        Ok(())
+        unusable.map_or(Ok(()), Err)
     }
 
     fn peer(&self, address: MemberAddress) -> Result<Peer, tonic::transport::Error> {

@@ -8,9 +8,11 @@ use crate::raft::Consensus;
 use crate::raft::peers::never_sent;
 use crate::raft::types::{Logged, TypeConfig};
 use fairlead_proto::internal::v1::{Entry, Outcome, ProposeRequest, ProposeResponse};
+use fairlead_proto::trace;
 use openraft::errors::{ClientWriteError, RaftError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument as _;
 
 /// Proposals of this member under way at once; more are refused.
 pub(crate) const MAX_PROPOSALS: usize = 4_096;
@@ -35,7 +37,17 @@ impl Consensus {
     ///
     /// # Errors
     /// [`ProposeError`].
-    pub async fn propose(&self, entry: Entry) -> Result<Outcome, ProposeError> {
+    pub async fn propose(&self, mut entry: Entry) -> Result<Outcome, ProposeError> {
+        if !trace::is_within() {
+            return self.decide(entry).await;
+        }
+        // The log carries the trace to every member that applies the entry.
+        let span = tracing::info_span!(target: trace::TARGET, "raft.propose");
+        entry.traceparent = trace::sampled(&span);
+        self.decide(entry).instrument(span).await
+    }
+
+    async fn decide(&self, entry: Entry) -> Result<Outcome, ProposeError> {
         let Ok(_slot) = self.inner.slots.try_acquire() else {
             let why = "too many requests: this server has as many writes under way as it takes";
             return Err(ProposeError::NotProposed(why.into()));
@@ -79,7 +91,11 @@ impl Consensus {
             let why = "the command is not known to the leader: is it of an older version?";
             return Err(ProposeError::NotProposed(why.into()));
         }
-        let write = self.inner.raft.client_write(Logged::from(entry));
+        let span = match trace::is_within() {
+            true => tracing::info_span!(target: trace::TARGET, "raft.commit"),
+            false => tracing::Span::none(),
+        };
+        let write = self.inner.raft.client_write(Logged::from(entry)).instrument(span);
         match timeout(DECIDED_WITHIN, write).await {
             Ok(Ok(response)) => Ok((response.data, response.log_id.index)),
             Ok(Err(error)) => Err(undecided(&error)),
@@ -96,6 +112,8 @@ impl Consensus {
             return Err(ProposeError::NotProposed(why));
         };
         let request = ProposeRequest { entry: Some(entry), header: Some(self.header(leader)) };
+        let mut request = tonic::Request::new(request);
+        trace::carry(request.metadata_mut());
         match peer.propose(request).await {
             Ok(response) => decided(response.into_inner()),
             Err(status) if never_sent(&status) => {

@@ -16,7 +16,7 @@ use crate::storage::{EndOfReturn, Storage, codec};
 use fairlead_proto::internal::v1::{RecallRequest, RecallResponse};
 use futures::StreamExt as _;
 use openraft::storage::RaftLogStorage as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -44,6 +44,13 @@ pub(super) async fn prepare(
     if !storage.returning && is_new(peers, config.initial_cluster.len()).await {
         return Ok(());
     }
+    let founders: BTreeSet<u64> = peers.members().keys().copied().collect();
+    if ask(peers).await.iter().any(|(_, answer)| is_other(answer, &founders)) {
+        return Err(StartError::Founding(format!(
+            "this member lost its data, and others vote than those of --initial-cluster: who could say what it voted for is not known here; remove it (`fairlead member remove {}`) and let it --join anew",
+            config.name
+        )));
+    }
     let failed = |error: std::io::Error| StartError::Raft(error.to_string());
     storage.set_returning().await.map_err(failed)?;
     // An election that this member took part in before its loss is over after this time.
@@ -53,6 +60,11 @@ pub(super) async fn prepare(
         storage.log.save_vote(&vote).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// The voters are not the founders any more.
+fn is_other(answer: &RecallResponse, founders: &BTreeSet<u64>) -> bool {
+    !answer.voters.is_empty() && answer.voters.iter().copied().collect::<BTreeSet<u64>>() != *founders
 }
 
 /// Whether this member, which has no data, never had any. Waits until a majority, itself included, has said so or
@@ -106,7 +118,7 @@ async fn highest_vote(peers: &Arc<Peers>, members: usize) -> Option<Vote> {
 }
 
 /// What the others remember, of those that answer.
-async fn ask(peers: &Arc<Peers>) -> Vec<(u64, RecallResponse)> {
+pub(super) async fn ask(peers: &Arc<Peers>) -> Vec<(u64, RecallResponse)> {
     let one = |id: u64| {
         let peers = peers.clone();
         async move {
@@ -114,6 +126,7 @@ async fn ask(peers: &Arc<Peers>) -> Vec<(u64, RecallResponse)> {
             let mut peer = peers.client(id)?;
             let answer = peer.recall(RecallRequest { header });
             let answer = tokio::time::timeout(RECALL_WITHIN, answer).await.ok()?;
+            let answer = answer.inspect_err(|status| peers.heed(status));
             Some((id, answer.ok()?.into_inner()))
         }
     };

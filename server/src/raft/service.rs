@@ -62,8 +62,9 @@ impl PeerService {
 
     /// Refuses what is not another member's word to this one; a removed member is told so.
     fn check(&self, who: &Identity, header: Option<&wire::PeerHeader>) -> Result<(), Status> {
-        let from = header.map_or(0, |header| header.from);
-        if self.consensus.get().is_some_and(|consensus| consensus.local().state.is_retired(from)) {
+        let ours = header.filter(|header| header.cluster_id == self.peers.fingerprint());
+        let state = self.consensus.get().map(|consensus| consensus.local());
+        if ours.zip(state).is_some_and(|(header, snapshot)| snapshot.state.is_retired(header.from)) {
             return Err(Status::permission_denied(REMOVED));
         }
         self.peers.check(who, header)
@@ -286,7 +287,8 @@ impl peer_server::Peer for PeerService {
         let from = header.map_or(0, |header| header.from);
         use openraft::async_runtime::WatchReceiver as _;
         if self.pristine && self.consensus.get().is_none() {
-            return Ok(Response::new(wire::RecallResponse { known: false, vote: None, returning: true }));
+            let nothing = wire::RecallResponse { returning: true, ..wire::RecallResponse::default() };
+            return Ok(Response::new(nothing));
         }
         let local = self.consensus()?.local();
         let vote = codec::vote(&self.raft()?.metrics().borrow_watched().vote);
@@ -294,6 +296,7 @@ impl peer_server::Peer for PeerService {
             known: local.state.members().any(|member| member.id == from),
             vote: Some(vote),
             returning: self.returning.load(Ordering::Acquire),
+            voters: self.consensus()?.status().voters.into_iter().collect(),
         }))
     }
 

@@ -13,6 +13,7 @@ use crate::raft::service::{MAX_INCOMING, PeerApi, PeerService};
 use crate::raft::types::{MemberAddress, member_id};
 use crate::raft::{Consensus, Inner, MAX_MESSAGE};
 use crate::storage::{Identity, OpenError, Storage, backup};
+use crate::tracer::Tracer;
 use crate::write::stamp;
 use fairlead_proto::internal::v1::{InitCluster, Member, SetMember, command, peer_server::PeerServer};
 use fairlead_proto::tls::Transport;
@@ -32,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Time that connections have to end when a member stops.
 const LINGER: Duration = Duration::from_millis(200);
+/// A member that hears no leader asks the others whether it is still one of them.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 const INTRODUCE_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a member is told.
@@ -112,7 +115,7 @@ pub enum StartError {
     Founding(String),
     /// It was found to differ from the others.
     #[error(
-        "{1}; keep {0} for whoever looks into it, and let this member get its data back: start it with an empty data directory (and the pki folder of this one)"
+        "{1}; keep {0} for whoever looks into it, and let this member get its data back: start it with an empty data directory (and the pki folder of this one); if it joined the cluster, remove it and let it join anew"
     )]
     Fenced(PathBuf, String),
     /// openraft.
@@ -139,10 +142,13 @@ impl Consensus {
         let mark = backup::mark(&config.data_dir).map_err(|error| StartError::Founding(error.to_string()))?;
         let (founding, fingerprint, known) = place(&config, mark.as_deref());
         let peers = Peers::new(id, (fingerprint, &config.transport), known);
-        let peers = Arc::new(peers.map_err(|error| StartError::Founding(error.to_string()))?);
+        let peers = Arc::new(peers.map_err(|error| StartError::Founding(format!("--initial-cluster: {error}")))?);
+        if let Some(joined) = &config.joined {
+            joined.check_database(&config.data_dir, &config.name).map_err(StartError::Founding)?;
+        }
         let mut storage = open(&config, founding).await?;
         if let Some(joined) = &config.joined {
-            check_joined(joined, storage.fresh, &config)?;
+            joined.note_start(&config.data_dir).map_err(|error| StartError::Founding(error.to_string()))?;
         }
         let cancel = CancellationToken::new();
         // Whoever gives up before the end lets go of the port, too.
@@ -191,6 +197,7 @@ impl Consensus {
     ) -> Result<(Self, mpsc::Receiver<Waiter>), StartError> {
         let id = config.id();
         let (published, snapshots) = storage.machine.subscribe();
+        let traced = storage.machine.traced();
         let held = storage.held();
         #[cfg(test)]
         let database = storage.database.clone();
@@ -203,7 +210,8 @@ impl Consensus {
         let failure = watch::Sender::new(None);
         let followed = (leader_to, failure.clone());
         tokio::spawn(follow((raft.clone(), peers.clone()), followed, cancel.clone()));
-        tokio::spawn(leave_if_removed((id, peers.clone()), (snapshots.clone(), failure.clone()), cancel.clone()));
+        let (seen, told) = ((snapshots.clone(), leader.clone()), failure.clone());
+        tokio::spawn(leave_if_removed((id, peers.clone()), (seen, told), cancel.clone()));
         let inner = Inner {
             name: config.name.clone(),
             data_dir: config.data_dir.clone(),
@@ -220,6 +228,7 @@ impl Consensus {
             returning,
             drained: Arc::default(),
             managing: tokio::sync::Mutex::new(()),
+            traced,
             held,
             #[cfg(test)]
             database,
@@ -306,23 +315,6 @@ impl ConsensusConfig {
     }
 }
 
-/// One that joined and finds its database gone has forgotten its votes: it must not come back as itself.
-fn check_joined(joined: &Joined, fresh: bool, config: &ConsensusConfig) -> Result<(), StartError> {
-    let (dir, name) = (&config.data_dir, &config.name);
-    if joined.started && fresh {
-        // Made again by this start, and of no use.
-        return Err(StartError::Founding(format!(
-            "this member joined as {name} before and its database in {} is gone: remove it (`fairlead member remove {name}`), empty the directory, and let it --join anew",
-            dir.display()
-        )));
-    }
-    if joined.started {
-        return Ok(());
-    }
-    let noted = Joined { started: true, ..joined.clone() }.write(dir);
-    noted.map_err(|error| StartError::Founding(format!("{}: {error}", dir.display())))
-}
-
 /// What its directory is marked with, by what members know each other, and whom it knows first.
 fn place(config: &ConsensusConfig, restored: Option<&str>) -> (String, String, BTreeMap<u64, MemberAddress>) {
     let address = |name: &String, address: &String| MemberAddress { name: name.clone(), peer_address: address.clone() };
@@ -403,6 +395,7 @@ async fn serve(
         .initial_connection_window_size(16 * 1024 * 1024)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .layer(Tracer { begins: false })
         .add_service(service)
         .serve_with_incoming_shutdown(connections, cancel.clone().cancelled_owned());
     // Peers' streams don't end by themselves.
@@ -469,14 +462,27 @@ async fn follow(
     }
 }
 
+/// States, and who leads.
+type Seen = (watch::Receiver<Arc<Snapshot>>, watch::Receiver<Option<u64>>);
+
 /// Ends a member that was removed: its own log says so, or another member.
 async fn leave_if_removed(
     (own, peers): (u64, Arc<Peers>),
-    (mut states, failure): (watch::Receiver<Arc<Snapshot>>, watch::Sender<Option<String>>),
+    ((mut states, leader), failure): (Seen, watch::Sender<Option<String>>),
     cancel: CancellationToken,
 ) {
     let mut told = peers.subscribe_removed();
+    // Whoever is removed may hear no more of it than that nobody leads: it asks.
+    let asking = async {
+        loop {
+            tokio::time::sleep(ASK_AGAIN).await;
+            if leader.borrow().is_none() {
+                returning::ask(&peers).await;
+            }
+        }
+    };
     let removed = tokio::select! {
+        () = asking => false,
         () = cancel.cancelled() => return,
         removed = states.wait_for(|snapshot| snapshot.state.is_retired(own)) => removed.is_ok(),
         removed = told.wait_for(|removed| *removed) => removed.is_ok(),

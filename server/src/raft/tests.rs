@@ -198,6 +198,10 @@ async fn a_member_whose_state_differs_is_stopped_and_does_not_start_again() {
     assert!(members.iter().all(|consensus| consensus.failure().is_none()));
     *crate::storage::HARMED.lock().unwrap() = Some(dirs[follower].path().join("snapshot"));
     members[leader].propose(stamp(member("second"), None)).await.unwrap();
+    let reached = members[leader].status().applied_index;
+    while members[follower].status().applied_index < reached {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     *crate::storage::HARMED.lock().unwrap() = None;
     let failure = tokio::time::timeout(Duration::from_secs(20), members[follower].failed()).await.unwrap();
     assert!(failure.contains("differs from the others'"), "{failure}");

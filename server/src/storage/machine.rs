@@ -10,7 +10,9 @@ use crate::storage::snapshot::{self, SnapshotFile};
 use crate::storage::snapshot_store::{Built, SnapshotBuilder, SnapshotStore};
 use crate::storage::writer::{self, Write, Writer};
 use crate::storage::{codec, keys};
-use fairlead_proto::internal::v1::{Outcome, Session};
+use crate::traced::Traced;
+use fairlead_proto::internal::v1::{Entry as Logged, Outcome, Session};
+use fairlead_proto::trace;
 use futures::{Stream, StreamExt as _};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -19,6 +21,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tracing::Span;
 
 /// Entries applied and written together.
 const BATCH: usize = 512;
@@ -60,6 +63,9 @@ pub struct StateMachine {
     since: (u64, u64),
     digests: Digests,
     published: watch::Sender<Published>,
+    traced: Arc<Traced>,
+    /// Spans of entries that are applied and not published.
+    spans: Vec<Span>,
     /// The same without the index, sent first: whoever waited for an index finds it here too.
     views: watch::Sender<Arc<Snapshot>>,
 }
@@ -84,6 +90,8 @@ impl StateMachine {
             generation: loaded.generation,
             since: (0, 0),
             digests: Arc::default(),
+            traced: Arc::default(),
+            spans: Vec::new(),
             views: watch::Sender::new(first.snapshot.clone()),
             published: watch::Sender::new(first),
         }
@@ -93,6 +101,39 @@ impl StateMachine {
     #[must_use]
     pub fn subscribe(&self) -> (watch::Receiver<Published>, watch::Receiver<Arc<Snapshot>>) {
         (self.published.subscribe(), self.views.subscribe())
+    }
+
+    /// Which of the newest changes belong to a trace.
+    #[must_use]
+    pub fn traced(&self) -> Arc<Traced> {
+        self.traced.clone()
+    }
+
+    /// Begins the span of an entry that is applied next; it ends with its publication.
+    fn begin_span(&self, logged: &Logged) -> Span {
+        if logged.traceparent.is_empty() || !trace::is_on() {
+            return Span::none();
+        }
+        let (index, revision) = (self.applied.map_or(0, |id| id.index), tracing::field::Empty);
+        let span = tracing::info_span!(target: trace::TARGET, parent: None, "raft.apply", index, revision);
+        trace::child(span, &logged.traceparent)
+    }
+
+    /// Remembers an applied entry's trace for the deltas to come: also if this member itself exports nothing.
+    fn note_span(&mut self, span: Span, logged: &Logged, applied: &Applied) {
+        if logged.traceparent.is_empty() {
+            return;
+        }
+        let revision = applied.outcome.revision;
+        span.record("revision", revision);
+        if !applied.changes.is_empty() {
+            let own = trace::context(&span).map(|_| trace::sampled(&span));
+            let context = own.unwrap_or_else(|| logged.traceparent.clone());
+            if !context.is_empty() {
+                self.traced.note(revision, context);
+            }
+        }
+        self.spans.push(span);
     }
 
     fn publish(&self) {
@@ -148,9 +189,11 @@ impl StateMachine {
                 }
                 self.since.0 += logged.0.encoded_len() as u64;
                 let compacted = self.current.history.compacted();
+                let span = self.begin_span(&logged.0);
                 let applied = self.current.apply(&logged.0);
                 load::executable(&self.current).map_err(io::Error::other)?;
                 self.record(&applied, compacted, writes);
+                self.note_span(span, &logged.0, &applied);
                 Ok(applied.outcome)
             }
         }
@@ -212,6 +255,7 @@ impl StateMachine {
         writes.extend(self.closing());
         self.writer.write(writes, None, false).await?;
         self.publish();
+        self.spans.clear();
         for (responder, outcome) in answers {
             responder.send(outcome);
         }

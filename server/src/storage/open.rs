@@ -136,8 +136,6 @@ pub struct Storage {
     pub snapshots: SnapshotStore,
     /// True if nothing was ever stored in it.
     pub pristine: bool,
-    /// This very opening made the database.
-    pub fresh: bool,
     /// Whether it is the returning member's, see [`Storage::set_returning`].
     pub returning: bool,
     writer: Writer,
@@ -157,7 +155,7 @@ impl Storage {
         std::fs::create_dir_all(path).map_err(directory)?;
         let database = Arc::new(open_database(path)?);
         let damaged = |why: String| OpenError::Damaged { path: path.to_owned(), why };
-        let fresh = check_identity(&database, path, identity)?;
+        check_identity(&database, path, identity)?;
         let log = load::log(&database).map_err(damaged)?;
         let state = load::state(&database).map_err(damaged)?;
         let returning = database.get(keys::META, keys::RETURNING).map_err(damaged)?;
@@ -177,7 +175,6 @@ impl Storage {
             machine: StateMachine::new(writer.clone(), snapshots.clone(), state),
             snapshots,
             pristine,
-            fresh,
             returning: returning.is_some(),
             writer,
             held,
@@ -269,8 +266,8 @@ fn family_options() -> Options {
     options
 }
 
-/// Notes whose directory this is if it is new (then the answer is true), refuses it if it is another's.
-fn check_identity(database: &Database, path: &Path, identity: &Identity) -> Result<bool, OpenError> {
+/// Notes whose directory this is if it is new, refuses it if it is another's.
+fn check_identity(database: &Database, path: &Path, identity: &Identity) -> Result<(), OpenError> {
     let path = path.to_owned();
     let damaged = |why: String| OpenError::Damaged { path: path.clone(), why };
     let format = load::number(database, keys::FORMAT).map_err(damaged)?;
@@ -281,7 +278,7 @@ fn check_identity(database: &Database, path: &Path, identity: &Identity) -> Resu
         )));
     }
     match database.get(keys::META, keys::IDENTITY).map_err(damaged)? {
-        Some(bytes) if bytes == identity.render().as_bytes() => Ok(false),
+        Some(bytes) if bytes == identity.render().as_bytes() => Ok(()),
         Some(bytes) => {
             let text = String::from_utf8_lossy(&bytes).into_owned();
             let (name, founding) = text.split_once('\n').unwrap_or((&text, ""));
@@ -300,8 +297,7 @@ fn check_identity(database: &Database, path: &Path, identity: &Identity) -> Resu
             let family = database.family(keys::META).map_err(damaged)?;
             batch.put_cf(&family, keys::FORMAT, FORMAT_VERSION.to_be_bytes());
             batch.put_cf(&family, keys::IDENTITY, identity.render());
-            let written = synced(database, batch).map(|()| true);
-            written.map_err(|error| OpenError::Directory { path: path.clone(), error })
+            synced(database, batch).map_err(|error| OpenError::Directory { path: path.clone(), error })
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::sync::delta::{self, Stamped};
 use crate::sync::drift::Drifts;
 use crate::write::{Writer, now_ms, rfc3339};
 use fairlead_proto::internal::v1::{NodeUp, ReportPods, ReportedPod, command};
+use fairlead_proto::trace;
 use fairlead_proto::v1::{
     AgentMessage, DataplaneAnswer, DataplaneQuery, Goodbye, Hello, PodReadiness, PodStatusReport, ServerMessage,
     Welcome, agent_message, node_sync_server, server_message,
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Span;
 
 /// Messages waiting for one node's socket.
 const STREAM_BUFFER: usize = 16;
@@ -238,6 +240,8 @@ struct Session {
     pending_queries: BTreeMap<u64, oneshot::Sender<DataplaneAnswer>>,
     next_query: u64,
     reports: mpsc::Sender<PodStatusReport>,
+    /// Spans of the delta that is under way.
+    traced: Vec<Span>,
 }
 
 impl Session {
@@ -292,6 +296,7 @@ impl Session {
             hello,
             pending_queries: BTreeMap::new(),
             next_query: 1,
+            traced: Vec::new(),
         })
     }
 
@@ -379,13 +384,35 @@ impl Session {
                 return Some(());
             }
         };
-        for part in delta::parts(step) {
+        let mut parts = delta::parts(step);
+        if let (Some(have), Some(last)) = (have, parts.last_mut()) {
+            last.traceparents = self.trace(have, now);
+        }
+        for part in parts {
             self.send(server_message::Kind::Delta(part)).await?;
         }
         self.sent = Some(now);
         self.waiting_ack = true;
         self.last_sent = Instant::now();
         Some(())
+    }
+
+    /// Begins a span for each traced change in a delta, which ends with its acknowledgement; what the delta carries.
+    fn trace(&mut self, have: u64, now: u64) -> Vec<String> {
+        let mut contexts = self.shared.consensus.traced().between(have, now);
+        self.traced.clear();
+        if trace::is_on() {
+            for context in &mut contexts {
+                let node = self.node.as_str();
+                let span = tracing::info_span!(
+                    target: trace::TARGET, parent: None, "sync.delta", otel.kind = "producer", node, revision = now
+                );
+                let span = trace::child(span, context);
+                *context = trace::sampled(&span);
+                self.traced.push(span);
+            }
+        }
+        contexts
     }
 
     /// Everything sent is acknowledged and nothing since concerns this node: it serves `revision` too.
@@ -400,6 +427,9 @@ impl Session {
             agent_message::Kind::Applied(applied) => {
                 self.acknowledged = self.acknowledged.max(applied.revision);
                 self.waiting_ack = self.sent.is_some_and(|sent| applied.revision < sent);
+                if !self.waiting_ack {
+                    self.traced.clear();
+                }
                 metrics::histogram!("fairlead_agent_kernel_seconds", "node" => self.node.clone())
                     .record(seconds(applied.took_us));
                 let acknowledged = self.acknowledged;
