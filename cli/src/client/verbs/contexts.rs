@@ -5,6 +5,7 @@ use crate::client::output::{print, yaml};
 use crate::client::table::Aligner;
 use crate::client::{Global, config};
 use clap::Subcommand;
+use serde_json::Value;
 use std::path::Path;
 
 /// Verbs of `config`.
@@ -27,8 +28,12 @@ pub enum ConfigVerb {
         /// Its name
         name: String,
     },
-    /// Show the configuration
-    View,
+    /// Show the configuration, without keys
+    View {
+        /// With them
+        #[arg(long)]
+        raw: bool,
+    },
 }
 
 /// Runs it.
@@ -52,7 +57,36 @@ pub fn run(global: &Global, verb: ConfigVerb) -> Result<(), Failure> {
             print(&contexts(&config::read(path)?, no_headers, output.as_deref())?)
         }
         ConfigVerb::UseContext { name } => use_context(path, &name),
-        ConfigVerb::View => print(&yaml(&config::read_value(path)?)?),
+        ConfigVerb::View { raw } => {
+            let mut file = config::read_value(path)?;
+            if !raw {
+                hide_secrets(&mut file);
+            }
+            print(&yaml(&file)?)
+        }
+    }
+}
+
+/// Secrets of a kubeconfig, hidden in kubectl's words.
+fn hide_secrets(file: &mut Value) {
+    const SECRET: [(&str, &str); 5] = [
+        ("certificate-authority-data", "DATA+OMITTED"),
+        ("client-certificate-data", "DATA+OMITTED"),
+        ("client-key-data", "DATA+OMITTED"),
+        ("token", "REDACTED"),
+        ("password", "REDACTED"),
+    ];
+    match file {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match SECRET.iter().find(|(secret, _)| secret == name) {
+                    Some((_, shown)) if !value.is_null() => *value = Value::from(*shown),
+                    _ => hide_secrets(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide_secrets),
+        _ => {}
     }
 }
 
@@ -91,6 +125,21 @@ fn use_context(path: &Path, name: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let mut file = serde_json::json!({
+            "clusters": [{"cluster": {"server": "https://h:1", "certificate-authority-data": "Q0E="}}],
+            "users": [{"name": "me", "user": {"client-key-data": "S0VZ", "token": "secret", "client-key": "key.pem"}}],
+        });
+        hide_secrets(&mut file);
+        let shown = file.to_string();
+        assert!(!shown.contains("S0VZ") && !shown.contains("secret") && !shown.contains("Q0E="), "{shown}");
+        assert!(
+            shown.contains("https://h:1") && shown.contains("key.pem") && shown.contains("DATA+OMITTED"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn choosing_a_context_keeps_the_rest_of_the_file() {
