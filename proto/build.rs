@@ -78,7 +78,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_client(rpc)
         .build_server(rpc)
         .btree_map(".")
-        .bytes(".fairlead.internal.v1.SnapshotChunk");
+        .bytes(".fairlead.internal.v1.SnapshotChunk")
+        .bytes(".fairlead.internal.v1.LogEntry.normal")
+        .bytes(".fairlead.internal.v1.Proposal");
     for message in MANIFEST_MESSAGES {
         let path = format!(".fairlead.v1.{message}");
         build = build

@@ -42,7 +42,7 @@ pub enum NoCertificate {
 pub struct Certificate {
     security: Security,
     node: String,
-    servers: Vec<String>,
+    servers: Mutex<Vec<String>>,
     dir: PathBuf,
     held: Mutex<Option<Credentials>>,
 }
@@ -60,10 +60,21 @@ impl Certificate {
         Ok(Self {
             security: config.security.clone(),
             node: config.node_name.clone(),
-            servers: config.servers.clone(),
+            servers: Mutex::new(config.servers.clone()),
             dir: config.state_dir.clone(),
             held: Mutex::new(held),
         })
+    }
+
+    /// Where it is renewed from now on.
+    pub fn learn(&self, servers: Vec<String>) {
+        *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
+    }
+
+    /// The server of a round, one after the other.
+    fn server(&self, round: usize) -> String {
+        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.get(round % servers.len().max(1)).cloned().unwrap_or_default()
     }
 
     /// How to connect to a server. A node without a certificate joins there first.
@@ -94,8 +105,8 @@ impl Certificate {
     pub async fn run(self: std::sync::Arc<Self>, cancel: CancellationToken) {
         for round in 0_usize.. {
             if let Some(held) = self.held().filter(|held| tls::is_due(&held.certificate, now_s())) {
-                let server = self.servers.get(round % self.servers.len().max(1)).map_or("", String::as_str);
-                let renewed = enroll::renew(server, &held).await.map_err(NoCertificate::from);
+                let server = self.server(round);
+                let renewed = enroll::renew(&server, &held).await.map_err(NoCertificate::from);
                 match renewed.and_then(|fresh| Ok(self.keep(&fresh)?)) {
                     Ok(()) => tracing::info!(server, "this node's certificate is new"),
                     Err(error) => tracing::warn!(%error, "this node's certificate can't be renewed yet"),

@@ -13,6 +13,7 @@ pub mod drift;
 pub mod health;
 pub mod inspect;
 pub mod kernel;
+pub mod metrics;
 mod modes;
 pub mod plan;
 pub mod probe;

@@ -8,6 +8,7 @@
 use crate::budget::Budget;
 use crate::drift::{Drifts, NAMES};
 use crate::kernel::{Kernel, KernelError};
+use crate::metrics::now;
 use crate::plan::compile::Pace;
 use crate::plan::ramp::Ramps;
 use crate::plan::release::Releases;
@@ -238,6 +239,9 @@ impl<P: Plane> Reconcile<P> {
 
     /// Brings `desired` to the view. `None`: nothing was touched.
     fn compile(&mut self, view: &NodeView, touched: &Touched) -> Option<Vec<P::Op>> {
+        metrics::gauge!("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds").set(now());
+        let count = if touched.all { view.services.len() } else { touched.services.len() };
+        metrics::counter!("kubeproxy_sync_proxy_rules_service_changes_total").increment(count as u64);
         let moved = self.revision != view.revision;
         self.revision = view.revision;
         let first = self.desired.is_none();
@@ -318,7 +322,10 @@ impl<P: Plane> Reconcile<P> {
         let revision = self.revision;
         match done {
             Ok(()) => {
-                metrics::histogram!("fairlead_agent_sync_rules_seconds").record(took.as_secs_f64());
+                metrics::histogram!("kubeproxy_sync_proxy_rules_duration_seconds").record(took.as_secs_f64());
+                metrics::gauge!("kubeproxy_sync_proxy_rules_last_timestamp_seconds").set(now());
+                #[allow(clippy::cast_precision_loss, reason = "a metric")]
+                metrics::gauge!("fairlead_agent_applied_revision").set(revision as f64);
                 self.known = true;
                 self.style = Style::Edit;
                 self.retry = RETRY.0;
@@ -326,7 +333,7 @@ impl<P: Plane> Reconcile<P> {
                 self.progress.send_replace(Progress { version: self.version, applied: revision, took, failed: None });
             }
             Err(error) => {
-                metrics::counter!("fairlead_agent_sync_rules_failures_total").increment(1);
+                metrics::counter!("fairlead_agent_sync_failures_total").increment(1);
                 tracing::error!(revision, %error, retry_ms = self.retry.as_millis(), "the kernel refused the rules; those it has stay");
                 self.known = false;
                 // Part of the batch may be in the kernel: a reading made meanwhile proves nothing.

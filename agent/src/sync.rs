@@ -137,7 +137,10 @@ impl Sync {
         let mut at = rand::rng().random_range(0..self.greeting.servers.len().max(1));
         let mut wait = BACKOFF.0;
         let mut last = String::new();
-        while let Some(server) = self.greeting.servers.get(at % self.greeting.servers.len().max(1)).cloned() {
+        self.certificate.learn(known(&self.greeting.servers, &self.cluster.servers));
+        loop {
+            let servers = known(&self.greeting.servers, &self.cluster.servers);
+            let Some(server) = servers.get(at % servers.len().max(1)).cloned() else { return };
             let begun = Instant::now();
             let end = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -273,6 +276,7 @@ impl Sync {
             self.shared.set_service_cidrs(service_cidrs(&self.cluster));
             self.save().await;
         }
+        self.certificate.learn(known(&self.greeting.servers, &self.cluster.servers));
         tracing::info!(server, name = welcome.server, cluster = welcome.cluster_id, "connected");
         Ok(())
     }
@@ -374,6 +378,20 @@ impl Line {
         let _acknowledging: Vec<Span> = traced.iter().map(acknowledging).collect();
         self.send(agent_message::Kind::Applied(Applied { revision: progress.applied, took_us })).await
     }
+}
+
+/// The servers that the agent was told of, and those that a server told it of since: members come and go.
+#[must_use]
+pub fn known(told: &[String], learned: &[String]) -> Vec<String> {
+    let mut servers = told.to_vec();
+    let usable =
+        |server: &&String| server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && !port.is_empty());
+    for server in learned.iter().filter(usable) {
+        if !servers.contains(server) {
+            servers.push(server.clone());
+        }
+    }
+    servers
 }
 
 /// Ranges that the cluster's ClusterIPs come from.

@@ -37,6 +37,17 @@ enum What {
         #[arg(long, default_value_t = 4)]
         seconds: u64,
     },
+    /// Kill the leader; print the time until a write through one of the others succeeds, milliseconds, and who was killed
+    Failover {
+        #[arg(long, value_enum)]
+        on: Store,
+        /// host:port of every server
+        #[arg(long, value_delimiter = ',')]
+        servers: Vec<String>,
+        /// Their processes, in the same order
+        #[arg(long, value_delimiter = ',')]
+        pids: Vec<i32>,
+    },
     /// Endpoint change → programmed → first answered connection, with many services
     Endpoint {
         #[arg(long)]
@@ -75,6 +86,7 @@ async fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        What::Failover { on, servers, pids } => failover(on, &servers, &pids).await,
         What::Endpoint { server, services, rounds, pod, node } => {
             endpoint(&server, (services, rounds), pod, &node).await
         }
@@ -220,6 +232,94 @@ async fn etcd_client(channel: Channel, op: Op, client: usize, stop: &AtomicBool)
         }
     }
     Ok(latencies)
+}
+
+/// etcd's `StatusResponse`, as far as it is used.
+#[derive(Clone, PartialEq, prost::Message)]
+struct EtcdStatus {
+    #[prost(message, optional, tag = "1")]
+    header: Option<EtcdHeader>,
+    #[prost(uint64, tag = "4")]
+    leader: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct EtcdHeader {
+    #[prost(uint64, tag = "2")]
+    member_id: u64,
+}
+
+/// Time for one attempt after the leader's end.
+const ATTEMPT: Duration = Duration::from_millis(100);
+
+async fn leads(on: Store, channel: Channel, server: &str) -> anyhow::Result<bool> {
+    if on == Store::Fairlead {
+        let status = ClusterClient::new(channel).status(fairlead_proto::v1::StatusRequest {}).await?.into_inner();
+        return Ok(status.members.iter().any(|member| member.leader && member.grpc_address == server));
+    }
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await?;
+    let path = http::uri::PathAndQuery::from_static("/etcdserverpb.Maintenance/Status");
+    let codec = tonic_prost::ProstCodec::<EtcdAnswer, EtcdStatus>::default();
+    let status = grpc.unary(tonic::Request::new(EtcdAnswer {}), path, codec).await?.into_inner();
+    Ok(status.header.is_some_and(|header| header.member_id == status.leader))
+}
+
+async fn write_once(on: Store, channel: Channel, round: u64) -> anyhow::Result<()> {
+    if on == Store::Fairlead {
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "failover", "annotations": {"load": payload(round)}},
+            "spec": {"ports": [{"port": 80}]}
+        });
+        let request = ApplyRequest { input: manifest(&object), options: Some(WriteOptions::default()) };
+        ObjectsClient::new(channel).apply(request).await?;
+        return Ok(());
+    }
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await?;
+    let request = EtcdRequest { key: b"/load/failover".to_vec(), value: payload(round).into_bytes() };
+    let path = http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
+    grpc.unary(tonic::Request::new(request), path, tonic_prost::ProstCodec::<EtcdRequest, EtcdAnswer>::default())
+        .await?;
+    Ok(())
+}
+
+async fn failover(on: Store, servers: &[String], pids: &[i32]) -> anyhow::Result<()> {
+    ensure!(servers.len() == pids.len() && servers.len() > 2, "three servers and their processes");
+    let mut channels = Vec::new();
+    for server in servers {
+        channels.push(Channel::from_shared(format!("http://{server}"))?.tcp_nodelay(true).connect().await?);
+    }
+    let mut leader = None;
+    for (index, server) in servers.iter().enumerate() {
+        if leads(on, channels[index].clone(), server).await? {
+            leader = Some(index);
+        }
+    }
+    let leader = leader.context("nobody leads")?;
+    let others: Vec<Channel> =
+        (0..servers.len()).filter(|index| *index != leader).map(|index| channels[index].clone()).collect();
+    for channel in &others {
+        write_once(on, channel.clone(), 0).await?;
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pids[leader]), nix::sys::signal::Signal::SIGKILL)?;
+    let begun = Instant::now();
+    // A client at each of the others, which tries again at once.
+    let mut clients = tokio::task::JoinSet::new();
+    for channel in others {
+        clients.spawn(async move {
+            let mut round = 1;
+            while !matches!(tokio::time::timeout(ATTEMPT, write_once(on, channel.clone(), round)).await, Ok(Ok(()))) {
+                round += 1;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+    let first = tokio::time::timeout(Duration::from_secs(60), clients.join_next()).await;
+    first.context("no write within 60 s")?.context("no client")??;
+    println!("{:.1} {}", begun.elapsed().as_secs_f64() * 1e3, pids[leader]);
+    clients.shutdown().await;
+    Ok(())
 }
 
 /// The pod's port answers only while `open`: a listener that comes and goes would not tell rules from refusals.

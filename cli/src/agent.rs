@@ -113,7 +113,8 @@ pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
     let cancel = signals()?;
     // Its runtime answers as long as this does; what a loop on a thread of its own does is not seen here.
     tokio::spawn(systemd::tell(opened, || std::future::ready(true), cancel.clone()));
-    let render = telemetry::metrics()?;
+    let render = telemetry::metrics(&[fairlead_agent::metrics::METRICS])?;
+    metrics::gauge!("fairlead_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     if let Some(address) = listen_metrics {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| {
             format!("can't listen on {address} for metrics: is the port in use? choose another with --listen-metrics")

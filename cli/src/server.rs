@@ -6,7 +6,10 @@ use crate::{settings, signals, systemd, telemetry};
 use anyhow::Context as _;
 use clap::Args;
 use fairlead_server::dns::StalePolicy;
+use fairlead_server::metrics::METRICS;
 use fairlead_server::raft::Consensus;
+use fairlead_server::upkeep::backups::Schedule;
+use fairlead_server::upkeep::space::Limits;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -17,6 +20,9 @@ use tokio::sync::{Notify, oneshot};
 
 /// Life of a certificate, if nobody says.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 86_400);
+/// Between two backups, and how many are kept, if nobody says.
+const BACKUP_EVERY: Duration = Duration::from_secs(3_600);
+const BACKUP_KEEP: usize = 24;
 
 /// Run a server. With --config FILE the same settings come from a TOML file (names as the flags').
 #[derive(Args, Deserialize, Default)]
@@ -85,6 +91,22 @@ pub struct ServerArgs {
     /// Who changed what [default: audit.log in the data directory]
     #[arg(long, env = "FAIRLEAD_AUDIT_LOG")]
     audit_log: Option<PathBuf>,
+    /// MiB of objects beyond which only deleting is possible; the same on every server; 0 = any number [default: 1024]
+    #[arg(long, env = "FAIRLEAD_QUOTA_MIB")]
+    quota_mib: Option<u64>,
+    /// MiB that the data directory's disk must have left: with less on most servers only deleting is possible; 0 = none
+    /// [default: 256]
+    #[arg(long, env = "FAIRLEAD_MIN_FREE_MIB")]
+    min_free_mib: Option<u64>,
+    /// Folder of backups by the clock, for `fairlead snapshot restore`; they hold the authorities' keys [default: none]
+    #[arg(long, env = "FAIRLEAD_BACKUP_DIR")]
+    backup_dir: Option<PathBuf>,
+    /// Between two of them [default: 1h]
+    #[arg(long, env = "FAIRLEAD_BACKUP_EVERY")]
+    backup_every: Option<String>,
+    /// How many are kept [default: 24]
+    #[arg(long, env = "FAIRLEAD_BACKUP_KEEP")]
+    backup_keep: Option<usize>,
     /// As the global --otlp-endpoint and --log-format (in the file only)
     #[arg(skip)]
     otlp_endpoint: Option<String>,
@@ -139,6 +161,7 @@ pub async fn main(global: &Global, args: ServerArgs) -> anyhow::Result<()> {
 }
 
 fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_server::Config> {
+    let (limits, backups) = (limits(&args, &file), backups(&args, &file)?);
     let name = args.name.or(file.name).map_or_else(host_name, Ok)?;
     let listen_peer = args.listen_peer.or(file.listen_peer).unwrap_or(any(7401));
     let cluster = args.initial_cluster.or(file.initial_cluster);
@@ -180,11 +203,37 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
         external_ip_cidrs: args.external_ip_cidrs.or(file.external_ip_cidrs).unwrap_or_default(),
         cluster_domain: args.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".into()),
         dns_stale,
-        render_metrics: telemetry::metrics()?,
+        render_metrics: telemetry::metrics(&[METRICS])?,
+        limits,
+        backups,
         tls: None,
         join: None,
         opened: None,
     })
+}
+
+fn limits(args: &ServerArgs, file: &ServerArgs) -> Limits {
+    let usual = Limits::default();
+    let bytes = |mib: Option<u64>, usual: u64| mib.map_or(usual, |mib| mib.saturating_mul(1024 * 1024));
+    Limits {
+        quota: bytes(args.quota_mib.or(file.quota_mib), usual.quota),
+        min_free: bytes(args.min_free_mib.or(file.min_free_mib), usual.min_free),
+    }
+}
+
+fn backups(args: &ServerArgs, file: &ServerArgs) -> anyhow::Result<Option<Schedule>> {
+    let folder = args.backup_dir.clone().or_else(|| file.backup_dir.clone());
+    let every = args.backup_every.as_ref().or(file.backup_every.as_ref());
+    let keep = args.backup_keep.or(file.backup_keep);
+    let Some(folder) = folder else {
+        let lost = every.is_some() || keep.is_some();
+        anyhow::ensure!(!lost, "--backup-every and --backup-keep say nothing without --backup-dir");
+        return Ok(None);
+    };
+    let every = every.map_or(Ok(BACKUP_EVERY), |text| settings::duration(text).context("--backup-every"))?;
+    let keep = keep.unwrap_or(BACKUP_KEEP);
+    anyhow::ensure!(keep > 0, "--backup-keep 0 would keep none");
+    Ok(Some(Schedule { folder, every, keep }))
 }
 
 fn tls_config(args: &ServerArgs, file: &ServerArgs) -> anyhow::Result<fairlead_server::TlsConfig> {

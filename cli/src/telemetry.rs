@@ -5,6 +5,7 @@
 use crate::client::Global;
 use anyhow::Context as _;
 use clap::ValueEnum;
+use fairlead_proto::metric::{Metric, MetricKind};
 use fairlead_proto::trace;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use opentelemetry::KeyValue;
@@ -159,13 +160,20 @@ fn tracer_provider(settings: &Settings) -> anyhow::Result<Option<SdkTracerProvid
     Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build()))
 }
 
-/// Installs the process's metrics recorder; the answer renders it.
+/// Installs the process's metrics recorder; the answer renders it. `tables`: what the process measures.
 ///
 /// # Errors
 /// A recorder was installed before.
-pub fn metrics() -> anyhow::Result<Arc<dyn Fn() -> String + Send + Sync>> {
+pub fn metrics(tables: &[&[Metric]]) -> anyhow::Result<Arc<dyn Fn() -> String + Send + Sync>> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), BUCKETS)?
         .install_recorder()?;
+    for Metric { name, kind, help } in tables.iter().copied().flatten().copied() {
+        match kind {
+            MetricKind::Counter => metrics::describe_counter!(name, help),
+            MetricKind::Gauge => metrics::describe_gauge!(name, help),
+            MetricKind::Histogram => metrics::describe_histogram!(name, help),
+        }
+    }
     Ok(Arc::new(move || handle.render()))
 }

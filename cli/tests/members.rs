@@ -132,17 +132,33 @@ fn a_server_joins_reads_votes_and_leaves_for_good() {
 }
 
 #[test]
-fn a_drained_member_does_not_lead_until_it_is_put_back() {
-    let cluster = Cluster::start_secure(3, &[]);
+fn a_drained_member_does_not_lead_until_it_is_put_back_also_after_its_restart() {
+    let mut cluster = Cluster::start_secure(3, &[]);
     let leader = cluster.leader();
     let name = format!("n{}", leader + 1);
+    eventually("all members are known to run the newest rules", || {
+        (cluster.status()["machineVersion"] == fairlead_server::machine::MACHINE_VERSION).then_some(())
+    });
     let said = cluster.ok(&["member", "drain", &name], "");
-    assert!(said.contains("does not lead"), "{said}");
+    assert!(said.contains("does not lead, until --undo") && !said.contains("restart"), "{said}");
     let next = cluster.leader();
     assert_ne!(next, leader);
     let refused = cluster.run(&["operator", "transfer-leader", &name], "");
     assert!(self::said(&refused).contains("was told not to lead"), "{}", self::said(&refused));
     assert_ne!(cluster.leader(), leader);
+    assert!(cluster.ok(&["member", "list"], "").contains("drained"));
+    // Its restart changes nothing, nor does a time without a leader.
+    cluster.servers[leader].as_mut().unwrap().kill_9();
+    cluster.start_server(leader);
+    eventually("it is back", || {
+        let status = cluster.status();
+        let back = |member: &serde_json::Value| member["name"] == *name && member["error"] == "";
+        status["members"].as_array()?.iter().any(back).then_some(())
+    });
+    cluster.servers[next].as_mut().unwrap().kill_9();
+    let third = 3 - leader - next;
+    eventually("the third one leads", || (cluster.leader() == third).then_some(()));
+    cluster.start_server(next);
     assert!(cluster.ok(&["member", "list"], "").contains("drained"));
     cluster.ok(&["member", "drain", &name, "--undo"], "");
     cluster.ok(&["operator", "transfer-leader", &name], "");
@@ -194,4 +210,40 @@ fn the_last_survivor_is_made_a_cluster_and_the_lost_ones_stay_out() {
     n2.command.env("FAIRLEAD_TOKEN", token.trim());
     let _n2 = n2.start();
     eventually("it joins and votes", || alone(&["member", "promote", "n2"]).status.success().then_some(()));
+}
+
+#[test]
+fn a_node_that_was_told_of_one_server_turns_to_the_others() {
+    let mut cluster = Cluster::start(3);
+    let agent = |cluster: &Cluster, log: &str| {
+        let mut command = std::process::Command::new(FAIRLEAD);
+        command.args([
+            "--insecure",
+            "--server",
+            &cluster.grpc(0),
+            "agent",
+            "--mode",
+            "dry-run",
+            "--node-name",
+            "node1",
+        ]);
+        command.args(["--node-ip", "127.0.0.1", "--state-dir"]).arg(cluster.dir.path().join("agent"));
+        Process::start(&mut command, cluster.dir.path().join(log))
+    };
+    let first = agent(&cluster, "agent.log");
+    let programmed = |cluster: &Cluster, name: &str| {
+        let output =
+            cluster.run(&["apply", "--wait=programmed", "--request-timeout", "40s", "-f", "-"], &service(name));
+        assert!(output.status.success(), "{}\n{}", said(&output), cluster.logs());
+    };
+    eventually("the node", || {
+        let nodes = cluster.status()["nodes"].as_array()?.clone();
+        nodes.iter().any(|node| node["live"] == true && node["acknowledged"] != 0).then_some(())
+    });
+    // The only one that it was told of is gone, for good; also after its restart it knows the others.
+    cluster.servers[0].as_mut().unwrap().kill_9();
+    programmed(&cluster, "web-1");
+    drop(first);
+    let _second = agent(&cluster, "again.log");
+    programmed(&cluster, "web-2");
 }

@@ -349,6 +349,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("Members/Drain", "a"),
     ("Members/TransferLeader", "a"),
     ("Maintenance/SaveSnapshot", "a"),
+    ("Maintenance/Diagnose", "a"),
     ("NodeSync/Sync", "w"),
 ];
 

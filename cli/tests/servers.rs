@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, Process, eventually, run, service, text};
+use common::{Cluster, FAIRLEAD, Process, eventually, run, service, text};
 use std::process::Command;
 use std::time::Duration;
 
@@ -232,4 +232,31 @@ fn systemd_hears_when_it_is_ready_that_it_is_well_and_when_it_stops() {
     server.signal(nix::sys::signal::Signal::SIGTERM);
     eventually("STOPPING", || (heard() == "STOPPING=1").then_some(()));
     assert!(server.wait(Duration::from_secs(30)).unwrap().success());
+}
+
+#[test]
+fn a_leader_that_slept_through_an_election_answers_nothing_old() {
+    use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+    let cluster = Cluster::start(3);
+    cluster.ok(&["apply", "-f", "-"], &service("web"));
+    for round in 0..3 {
+        let old = cluster.leader();
+        cluster.servers[old].as_ref().unwrap().signal(SIGSTOP);
+        let others: Vec<String> = (0..3).filter(|index| *index != old).map(|index| cluster.grpc(index)).collect();
+        // The first write after the election, and a read right behind it, by the others.
+        let value = format!("round-{round}");
+        let ask = |servers: &str, args: &[&str]| {
+            let mut command = Command::new(FAIRLEAD);
+            run(command.args(["--insecure", "--server", servers, "--request-timeout", "20s"]).args(args), "")
+        };
+        let written = ask(&others.join(","), &["annotate", "--overwrite", "service", "web", &format!("x={value}")]);
+        assert!(written.status.success(), "{}", text(&written.stderr));
+        let path = "jsonpath={.metadata.annotations.x}";
+        assert_eq!(text(&ask(&others.join(","), &["get", "service", "web", "-o", path]).stdout), value);
+        // It wakes up believing that it leads: it must not answer with what it has.
+        cluster.servers[old].as_ref().unwrap().signal(SIGCONT);
+        let read = ask(&cluster.grpc(old), &["get", "service", "web", "-o", path]);
+        assert!(read.status.success(), "{}", text(&read.stderr));
+        assert_eq!(text(&read.stdout), value, "round {round}");
+    }
 }

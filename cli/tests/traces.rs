@@ -104,8 +104,7 @@ fn followed(spans: &[Span], (leader, follower): (&str, &str)) -> Option<(BTreeSe
     let root = spans.iter().find(|span| span.name == "fairlead apply" && span.parent.is_empty())?;
     let rpc = only(spans, root, "fairlead.v1.Objects/Apply")?;
     let propose = only(spans, rpc, "raft.propose")?;
-    let forwarded = only(spans, propose, "fairlead.internal.v1.Peer/Propose")?;
-    let commit = only(spans, forwarded, "raft.commit")?;
+    let commit = only(spans, propose, "raft.commit")?;
     assert_eq!((root.service.as_str(), rpc.service.as_str()), ("fairlead", "fairlead-server"));
     assert_eq!((rpc.instance.as_str(), commit.instance.as_str()), (follower, leader));
     let applied = children(spans, propose, "raft.apply");

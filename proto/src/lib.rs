@@ -9,6 +9,7 @@ pub mod digest;
 pub mod enroll;
 pub mod json;
 pub mod manifest;
+pub mod metric;
 pub mod model;
 #[cfg(feature = "rpc")]
 pub mod tls;
@@ -34,9 +35,3 @@ pub mod internal {
 
 /// The encoded `FileDescriptorSet` of every .proto file, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
-
-impl std::fmt::Display for internal::v1::Entry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "entry at {} ms", self.at_ms)
-    }
-}

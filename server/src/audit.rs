@@ -76,7 +76,7 @@ impl Audit {
         match written {
             Ok(()) => open.bytes += text.len() as u64,
             Err(error) => {
-                metrics::counter!("fairlead_audit_errors_total").increment(1);
+                metrics::counter!("fairlead_api_audit_errors_total").increment(1);
                 tracing::error!(%error, path = %self.path.display(), "the audit log can't be written");
             }
         }

@@ -4,7 +4,7 @@ use crate::pki::Identity;
 use crate::pki::listener::Caller;
 use crate::pki::listener::HttpListener;
 use crate::raft::Consensus;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -88,20 +88,110 @@ pub async fn serve(mut listener: HttpListener, router: Router, cancel: Cancellat
     }
 }
 
-async fn livez(State(consensus): State<Consensus>) -> impl IntoResponse {
-    match consensus.failure() {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(failure) => (StatusCode::INTERNAL_SERVER_ERROR, format!("storage failed: {failure}\n")),
+/// What somebody asks of `/readyz` and `/livez`, as of Kubernetes' ones.
+#[derive(Debug, Default)]
+struct Asked {
+    /// Every check is listed.
+    verbose: bool,
+    /// Checks that don't count.
+    exclude: Vec<String>,
+}
+
+impl Asked {
+    fn parse(query: Option<&str>) -> Self {
+        let mut asked = Self::default();
+        for pair in query.unwrap_or_default().split('&') {
+            match pair.split_once('=').unwrap_or((pair, "")) {
+                ("verbose", _) => asked.verbose = true,
+                ("exclude", names) => asked.exclude.extend(names.split([',', ' ', '+']).map(str::to_owned)),
+                _ => {}
+            }
+        }
+        asked
     }
 }
 
-async fn readyz(State(consensus): State<Consensus>) -> impl IntoResponse {
-    if consensus.is_returning() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: this member lost its data and gets it back\n".to_owned());
+/// A check: its name, and what is wrong.
+type Check = (&'static str, Option<String>);
+
+async fn livez(State(consensus): State<Consensus>, RawQuery(query): RawQuery) -> impl IntoResponse {
+    judged("livez", vec![storage(&consensus)], &Asked::parse(query.as_deref()))
+}
+
+async fn readyz(State(consensus): State<Consensus>, RawQuery(query): RawQuery) -> impl IntoResponse {
+    let quorum = match tokio::time::timeout(QUORUM_TIMEOUT, consensus.read()).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("no quorum within 1 s".to_owned()),
+    };
+    let returning = consensus.is_returning().then(|| "this member lost its data and gets it back".to_owned());
+    judged(
+        "readyz",
+        vec![storage(&consensus), ("data", returning), ("quorum", quorum)],
+        &Asked::parse(query.as_deref()),
+    )
+}
+
+fn storage(consensus: &Consensus) -> Check {
+    ("storage", consensus.failure().map(|failure| format!("storage failed: {failure}")))
+}
+
+/// The answer: 200 if nothing that counts is wrong. Pure.
+fn judged(what: &str, checks: Vec<Check>, asked: &Asked) -> (StatusCode, String) {
+    let excluded = |name: &str| asked.exclude.iter().any(|one| one == name);
+    let counts = |(name, _): &&Check| !excluded(name);
+    let wrong: Vec<&String> = checks.iter().filter(counts).filter_map(|(_, wrong)| wrong.as_ref()).collect();
+    let code = if wrong.is_empty() {
+        StatusCode::OK
+    } else if what == "livez" {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut text = String::new();
+    if asked.verbose {
+        for (name, wrong) in &checks {
+            match wrong {
+                _ if excluded(name) => text.push_str(&format!("[+]{name} excluded: ok\n")),
+                None => text.push_str(&format!("[+]{name} ok\n")),
+                Some(wrong) => text.push_str(&format!("[-]{name} failed: {wrong}\n")),
+            }
+        }
+        let passed = if wrong.is_empty() { "passed" } else { "failed" };
+        text.push_str(&format!("{what} check {passed}\n"));
+    } else if wrong.is_empty() {
+        text.push_str("ok\n");
+    } else {
+        let list = wrong.into_iter().cloned().collect::<Vec<_>>().join("; ");
+        text.push_str(&format!("{}: {list}\n", if what == "livez" { "not alive" } else { "not ready" }));
     }
-    match tokio::time::timeout(QUORUM_TIMEOUT, consensus.read()).await {
-        Ok(Ok(snapshot)) => (StatusCode::OK, format!("ok: revision {}\n", snapshot.state.revision())),
-        Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {error}\n")),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "not ready: no quorum within 1 s\n".to_owned()),
+    (code, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_fails_is_named_and_can_be_left_out() {
+        let checks = || vec![("storage", None), ("quorum", Some("nobody leads".to_owned()))];
+        let asked = |verbose: bool, exclude: &str| {
+            let query = format!("{}exclude={exclude}", if verbose { "verbose&" } else { "" });
+            Asked::parse(Some(&query))
+        };
+        let said = |asked: Asked| judged("readyz", checks(), &asked);
+        assert_eq!(said(asked(false, "")), (StatusCode::SERVICE_UNAVAILABLE, "not ready: nobody leads\n".to_owned()));
+        let (code, text) = said(asked(true, ""));
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(text, "[+]storage ok\n[-]quorum failed: nobody leads\nreadyz check failed\n");
+        assert_eq!(said(asked(false, "other,quorum")), (StatusCode::OK, "ok\n".to_owned()));
+        let (code, text) = said(asked(true, "quorum"));
+        assert_eq!(
+            (code, text.ends_with("[+]quorum excluded: ok\nreadyz check passed\n")),
+            (StatusCode::OK, true),
+            "{text}"
+        );
+        let (code, _) = judged("livez", checks(), &asked(false, ""));
+        assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

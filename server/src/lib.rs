@@ -5,10 +5,12 @@
 
 pub mod api;
 pub mod audit;
+pub mod config;
 pub mod controller;
 pub mod dns;
 pub mod http;
 pub mod machine;
+pub mod metrics;
 pub mod nodes;
 pub mod pki;
 pub mod raft;
@@ -17,9 +19,11 @@ pub mod sync;
 pub mod tasks;
 pub mod traced;
 pub mod tracer;
+pub mod upkeep;
 pub mod watch;
 pub mod write;
 
 mod run;
 
-pub use run::{Config, ServerError, TlsConfig, run};
+pub use config::{Config, TlsConfig};
+pub use run::{ServerError, run};

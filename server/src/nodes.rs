@@ -30,6 +30,8 @@ pub struct Nodes {
     pub cluster: Arc<Board>,
     /// Alarms in force, if this server leads.
     pub alarms: Arc<Alarms>,
+    /// What this server says of itself.
+    pub own: Arc<Alarms>,
 }
 
 /// What the leader's board shows.
@@ -46,7 +48,13 @@ impl Nodes {
     /// Makes it; `local` is the board of this server's sessions.
     #[must_use]
     pub fn new(consensus: Consensus, local: Arc<Board>) -> Self {
-        Self { consensus, local, cluster: Arc::default(), alarms: Arc::default() }
+        Self { consensus, local, cluster: Arc::default(), alarms: Arc::default(), own: Arc::default() }
+    }
+
+    /// How many nodes' streams end here.
+    #[must_use]
+    pub fn local(&self) -> usize {
+        self.local.reports().len()
     }
 
     /// When something on this server's boards changed.
@@ -157,7 +165,7 @@ impl PeerApi for PeerFace {
 
     async fn member_status(&self) -> Result<MemberStatus, tonic::Status> {
         let (nodes, _) = self.parts()?;
-        Ok(own_status(&nodes.consensus))
+        Ok(own_status(&nodes.consensus, &nodes.own))
     }
 
     async fn dataplane(&self, request: DataplaneRequest) -> Result<DataplaneResponse, tonic::Status> {

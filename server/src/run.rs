@@ -9,9 +9,12 @@ use crate::api::maintenance::MaintenanceService;
 use crate::api::members::MembersService;
 use crate::api::{cluster::ClusterService, objects::ObjectsService};
 use crate::audit::Audit;
-use crate::controller::{audit, lease};
+use crate::config::{Config, TlsConfig};
+use crate::controller::{audit, lease, version};
 use crate::dns;
 use crate::http::{self, RenderMetrics};
+use crate::machine::MACHINE_VERSION;
+use crate::metrics;
 use crate::nodes::{Nodes, PeerFace};
 use crate::pki::Purpose;
 use crate::pki::keeper::{Keeper, PkiConfig, PkiError};
@@ -22,22 +25,21 @@ use crate::sync::delta::Stamped;
 use crate::sync::session::{self, NodeSyncService, Sessions};
 use crate::tasks::{Ended, Tasks};
 use crate::tracer::Tracer;
+use crate::upkeep;
+use crate::upkeep::space::Space;
 use crate::write::Writer;
 use fairlead_proto::enroll::{self, EnrollError};
 use fairlead_proto::tls::{self, Transport};
-use fairlead_proto::token::JoinToken;
 use fairlead_proto::v1::{
     JoinRequest, access_server::AccessServer, bootstrap_server::BootstrapServer, cluster_server::ClusterServer,
     maintenance_server::MaintenanceServer, members_server::MembersServer, node_sync_server::NodeSyncServer,
     objects_server::ObjectsServer,
 };
-use ipnet::IpNet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Largest gRPC message, bytes, both ways.
@@ -56,60 +58,6 @@ const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// What a server is told.
-#[derive(Clone)]
-pub struct Config {
-    /// Member name, unique in the cluster.
-    pub name: String,
-    /// Where everything is stored.
-    pub data_dir: PathBuf,
-    /// gRPC for clients and agents.
-    pub listen_grpc: SocketAddr,
-    /// Raft.
-    pub listen_peer: SocketAddr,
-    /// HTTPS (`/livez` and `/readyz` for now, without TLS).
-    pub listen_https: SocketAddr,
-    /// DNS, UDP and TCP.
-    pub listen_dns: SocketAddr,
-    /// `/metrics`, `/livez`, `/readyz`.
-    pub listen_metrics: SocketAddr,
-    /// gRPC address told to the other members; `None` = `listen_grpc`, with this member's own peer host if unspecified.
-    pub advertise_grpc: Option<String>,
-    /// Members: name, host:peerport.
-    pub initial_cluster: Vec<(String, String)>,
-    /// Range of ClusterIPs.
-    pub service_cidr: IpNet,
-    /// NodePorts, inclusive.
-    pub node_ports: (u16, u16),
-    /// Ranges that `spec.externalIPs` may be of; none are allowed by default.
-    pub external_ip_cidrs: Vec<IpNet>,
-    /// Zone that DNS answers for.
-    pub cluster_domain: String,
-    /// What DNS does without a quorum.
-    pub dns_stale: dns::StalePolicy,
-    /// Renders `/metrics`.
-    pub render_metrics: RenderMetrics,
-    /// TLS on every port; `None` = plaintext.
-    pub tls: Option<TlsConfig>,
-    /// A server of the cluster to join, host:port of its gRPC; `None` = it founds one, or has joined before.
-    pub join: Option<String>,
-    /// Told when listeners and storage are open.
-    pub opened: Option<Arc<Notify>>,
-}
-
-/// How a server comes by its certificates.
-#[derive(Clone, Debug)]
-pub struct TlsConfig {
-    /// Life of the certificates that it signs for members and nodes.
-    pub life: Duration,
-    /// Names and addresses at which clients find it, beside those it listens on.
-    pub names: Vec<String>,
-    /// A token, for a member that joins and has no certificates yet.
-    pub token: Option<JoinToken>,
-    /// Who changed what; `None` = `audit.log` in the data directory.
-    pub audit_log: Option<PathBuf>,
-}
 
 /// Why a server does not start or ends.
 #[derive(Debug, thiserror::Error)]
@@ -190,9 +138,11 @@ pub async fn run(
     let watched = (nodes.cluster.clone(), nodes.alarms.clone());
     tasks.spawn_quiet("lease", lease::run(consensus.clone(), writer.clone(), watched, serving.clone()));
     tasks.spawn_quiet("audit", audit::run(consensus.clone(), nodes.alarms.clone(), serving.clone()));
+    tasks.spawn_quiet("version", version::run(consensus.clone(), serving.clone()));
     tasks.spawn("storage", failure(consensus.clone(), serving.clone()));
     let objects = ObjectsService::new(consensus.clone(), writer.clone(), serving.clone());
     let objects = objects.allowing_external_ips(config.external_ip_cidrs.clone()).audited(secured.audit.clone());
+    let objects = objects.within(spawn_upkeep(&mut tasks, &config, (&consensus, &nodes), &serving));
     let access = AccessService {
         consensus: consensus.clone(),
         writer: writer.clone(),
@@ -200,13 +150,18 @@ pub async fn run(
         audit: secured.audit.clone(),
     };
     let members = MembersService { consensus: consensus.clone(), audit: secured.audit.clone() };
-    let maintenance = MaintenanceService { consensus: consensus.clone(), audit: secured.audit.clone() };
+    let maintenance = MaintenanceService {
+        consensus: consensus.clone(),
+        audit: secured.audit.clone(),
+        settings: config.shown().to_string().into(),
+        render: rendered(&config, &consensus, &nodes),
+    };
     let routes = grpc_routes((objects, access, members, maintenance), &consensus, (&nodes, &sessions)).await?;
     let guard = Guard::new(consensus.clone());
     tasks.spawn("grpc", serve_grpc((listeners.grpc, secured.security()), (routes, guard), serving.clone()));
     let https = secured.http(listeners.https, config.listen_https)?;
     tasks.spawn("https", http::serve(https, http::health(consensus.clone()), serving.clone()));
-    let metrics = http::health(consensus.clone()).merge(http::metrics(config.render_metrics.clone()));
+    let metrics = http::health(consensus.clone()).merge(http::metrics(rendered(&config, &consensus, &nodes)));
     let listener = secured.http(listeners.metrics, config.listen_metrics)?;
     tasks.spawn("metrics", http::serve(listener, metrics, serving.clone()));
     if let Some(keeper) = &secured.keeper {
@@ -223,6 +178,32 @@ pub async fn run(
     tasks.drain(DRAIN).await;
     consensus.shutdown().await;
     Ok(ended?)
+}
+
+/// Renders the metrics, with gauges as they are then.
+fn rendered(config: &Config, consensus: &Consensus, nodes: &Arc<Nodes>) -> RenderMetrics {
+    let (render, consensus, nodes) = (config.render_metrics.clone(), consensus.clone(), nodes.clone());
+    Arc::new(move || {
+        metrics::sample(&consensus, &nodes);
+        render()
+    })
+}
+
+/// Starts what looks after this member's disk; the answer says whether there is room on it.
+fn spawn_upkeep(
+    tasks: &mut Tasks,
+    config: &Config,
+    (consensus, nodes): (&Consensus, &Nodes),
+    serving: &CancellationToken,
+) -> Space {
+    let space = Space::default();
+    let told = (space.clone(), nodes.own.clone());
+    tasks.spawn_quiet("space", upkeep::space::run(consensus.clone(), config.limits, told, serving.clone()));
+    if let Some(schedule) = config.backups.clone() {
+        let kept = upkeep::backups::run(consensus.clone(), schedule, nodes.own.clone(), serving.clone());
+        tasks.spawn_quiet("backups", kept);
+    }
+    space
 }
 
 /// What makes the ports secure, or nothing.
@@ -284,6 +265,7 @@ async fn join(config: &Config, consensus: &ConsensusConfig, secured: &Secured) -
         peer_address: own.map(|(_, address)| address.clone()).unwrap_or_default(),
         grpc_address: consensus.grpc_address.clone(),
         nonce: joined.nonce.clone(),
+        machine_version: MACHINE_VERSION,
     };
     let transport = match &secured.keeper {
         Some(keeper) => {

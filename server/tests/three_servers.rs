@@ -9,13 +9,14 @@ use fairlead_proto::model::Key;
 use fairlead_proto::v1::objects_server::Objects as _;
 use fairlead_proto::v1::{
     ApplyRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, Input, Kind, MemberStatus, Namespace, ObjectMeta,
-    RequestId, UpdateRequest, input,
+    RequestId, UpdateRequest, WatchRequest, input,
 };
 use fairlead_server::api::objects::ObjectsService;
 use fairlead_server::pki::Identity;
 use fairlead_server::pki::listener::Caller;
 use fairlead_server::raft::{Consensus, ConsensusConfig, PeerApi, ProposeError, StartError};
 use fairlead_server::write::{Writer, stamp};
+use futures::StreamExt as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -284,6 +285,32 @@ async fn updates_through_members_in_turn_are_all_made_although_a_member_may_lag(
     for index in 0..3 {
         let said = update(index, 0, last - 1).await.unwrap_err();
         assert_eq!(said.code(), tonic::Code::Aborted, "{said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_from_a_revision_that_is_not_reached_waits_for_it() {
+    let cluster = Cluster::start(3, 1_000).await;
+    cluster.create(0, "a").await;
+    for index in 0..3 {
+        let face = cluster.face(index);
+        let watch = |from_revision: u64| {
+            face.watch(ask(WatchRequest { kind: Kind::Namespace as i32, from_revision, ..WatchRequest::default() }))
+        };
+        // As if the watcher had come from a member that is ahead of this one.
+        let now = cluster.member(index).read().await.unwrap().state.revision();
+        let names = [format!("b{index}"), format!("c{index}")];
+        let (stream, ()) = tokio::join!(watch(now + 1), async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for name in &names {
+                cluster.create((index + 1) % 3, name).await;
+            }
+        });
+        let event = stream.unwrap().into_inner().next().await.unwrap().unwrap();
+        assert_eq!((event.revision, event.object.unwrap().metadata().name.as_str()), (now + 2, names[1].as_str()));
+        // One that never comes is said in time.
+        let said = watch(now + 1_000).await.err().unwrap();
+        assert_eq!(said.code(), tonic::Code::DeadlineExceeded, "{said:?}");
     }
 }
 

@@ -280,6 +280,12 @@ fn names_say_something() {
 }
 
 #[test]
+fn no_read_trusts_a_clock() {
+    let lease = concat!("Lease", "Read");
+    none(sources().into_iter().filter(|source| source.text.contains(lease)).map(|source| source.path).collect());
+}
+
+#[test]
 fn nothing_is_left_over() {
     let left = [
         concat!("to", "do!("),

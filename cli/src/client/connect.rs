@@ -9,13 +9,14 @@ use fairlead_proto::tls::{SERVER_NAME, Transport};
 use fairlead_proto::trace;
 use fairlead_proto::v1::access_client::AccessClient;
 use fairlead_proto::v1::cluster_client::ClusterClient;
+use fairlead_proto::v1::maintenance_client::MaintenanceClient;
 use fairlead_proto::v1::members_client::MembersClient;
 use fairlead_proto::v1::objects_client::ObjectsClient;
 use fairlead_proto::v1::{
-    ApplyRequest, CreateRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, GetRequest, HistoryRequest,
-    HistoryResponse, ListRequest, ListResponse, ObjectResponse, RequestId, RevisionsRequest, RevisionsResponse,
-    StatusRequest, StatusResponse, UpdateRequest, WaitProgrammedRequest, WaitProgrammedResponse, WatchRequest,
-    WatchResponse, WriteOptions,
+    ApplyRequest, CreateRequest, DataplaneRequest, DataplaneResponse, DeleteRequest, DiagnoseRequest, DiagnoseResponse,
+    GetRequest, HistoryRequest, HistoryResponse, ListRequest, ListResponse, ObjectResponse, RequestId,
+    RevisionsRequest, RevisionsResponse, StatusRequest, StatusResponse, UpdateRequest, WaitProgrammedRequest,
+    WaitProgrammedResponse, WatchRequest, WatchResponse, WriteOptions,
 };
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -245,6 +246,21 @@ impl Servers {
     pub fn turn(&self) {
         let next = (self.current.load(Ordering::Relaxed) + 1) % self.addresses.len().max(1);
         self.current.store(next, Ordering::Relaxed);
+    }
+
+    /// How each server is doing, or why it doesn't say.
+    pub async fn diagnose(&self) -> Vec<(String, Result<DiagnoseResponse, String>)> {
+        let deadline = Instant::now() + self.limit.min(ATTEMPT);
+        let asked = self.addresses.iter().enumerate().map(|(index, address)| async move {
+            let call = async |channel| MaintenanceClient::new(channel).diagnose(DiagnoseRequest {}).await;
+            let answer = match self.attempt(index, deadline, call).await {
+                Attempt::Answer(answer) => Ok(answer),
+                Attempt::Refused(status) => Err(status.message().to_owned()),
+                Attempt::Again(said) | Attempt::Unreachable(said) | Attempt::InDoubt(said) => Err(said),
+            };
+            (address.clone(), answer)
+        });
+        futures::future::join_all(asked).await
     }
 
     fn saw(&self, revision: u64) {

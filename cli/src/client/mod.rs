@@ -34,8 +34,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tracing::{Instrument as _, Span};
 use verbs::{
-    about, access, apply, check, contexts, create, dataplane, delete, describe, drain, events, expose, get, history,
-    label, members, snapshot, status, wait,
+    about, access, apply, check, contexts, create, dataplane, debug, delete, describe, drain, events, expose, get,
+    history, label, members, snapshot, status, wait,
 };
 
 pub use duration::parse_timeout as parse_duration;
@@ -129,6 +129,8 @@ pub enum Verb {
     /// Save the cluster's state, look at a saved one, make a new cluster of it
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotVerb),
+    /// Write a file that helps others to find out what is wrong: no keys, no tokens, nothing of what objects say
+    Debug(debug::DebugArgs),
     /// Operate the cluster
     #[command(subcommand)]
     Operator(members::OperatorVerb),
@@ -230,6 +232,7 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Check(args) => check::run(global, &args).await,
         Verb::Member(verb) => members::member(global, verb).await,
         Verb::Snapshot(verb) => snapshot::run(global, verb).await,
+        Verb::Debug(args) => debug::run(global, &args).await,
         Verb::Operator(verb) => members::operator(global, verb).await,
         Verb::Token(verb) => access::token(global, verb).await,
         Verb::Cert(verb) => access::cert(global, verb).await,

@@ -16,6 +16,7 @@ use fairlead_proto::v1::cluster_client::ClusterClient;
 use fairlead_proto::v1::objects_client::ObjectsClient;
 use fairlead_proto::v1::{ApplyRequest, Input, WaitProgrammedRequest, WriteOptions, input};
 use fairlead_server::dns::StalePolicy;
+use fairlead_server::upkeep::space::Limits;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -205,7 +206,9 @@ fn server_config(args: &DevArgs, data_dir: &Path) -> anyhow::Result<fairlead_ser
         node_ports: (30_000, 32_767),
         cluster_domain: "cluster.local".into(),
         dns_stale: StalePolicy::ServeStale,
-        render_metrics: telemetry::metrics()?,
+        render_metrics: telemetry::metrics(&[fairlead_server::metrics::METRICS, fairlead_agent::metrics::METRICS])?,
+        limits: Limits::default(),
+        backups: None,
         tls: None,
         join: None,
         opened: None,

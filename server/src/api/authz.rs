@@ -139,12 +139,20 @@ pub const RPCS: &[(&str, Class)] = &[
     ("fairlead.v1.Members/Drain", Class::Everywhere(Verb::Admin)),
     ("fairlead.v1.Members/TransferLeader", Class::Everywhere(Verb::Admin)),
     ("fairlead.v1.Maintenance/SaveSnapshot", Class::Everywhere(Verb::Admin)),
+    ("fairlead.v1.Maintenance/Diagnose", Class::Everywhere(Verb::Admin)),
     ("fairlead.v1.NodeSync/Sync", Class::Node),
     ("grpc.health.v1.Health/Check", Class::Public),
     ("grpc.health.v1.Health/List", Class::Known),
     ("grpc.health.v1.Health/Watch", Class::Known),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Class::Known),
 ];
+
+/// The name of an RPC, for metrics: those of others' are one.
+#[must_use]
+pub fn name(path: &str) -> &'static str {
+    let rpc = path.strip_prefix('/').unwrap_or(path);
+    RPCS.iter().map(|(name, _)| *name).find(|name| *name == rpc).unwrap_or("other")
+}
 
 /// Whether somebody may call an RPC, as far as its path says. `path` is `/service/method`.
 ///

@@ -2,7 +2,8 @@
 
 use crate::api::authz::{self, Verb};
 use crate::api::guard::caller;
-use crate::machine::{Change, Snapshot};
+use crate::controller::lease::Alarms;
+use crate::machine::{Change, MACHINE_VERSION, Snapshot};
 use crate::nodes::Nodes;
 use crate::raft::Consensus;
 use crate::sync::session::Sessions;
@@ -48,7 +49,7 @@ impl ClusterService {
         let (own, voters) = (raft.id, &raft.voters);
         let asked = self.consensus.members().into_iter().map(|member| async move {
             if member.id == own {
-                return own_status(&self.consensus);
+                return own_status(&self.consensus, &self.nodes.own);
             }
             let ask = async {
                 let mut peer = self.consensus.peer(member.id).await.map_err(|error| error.to_string())?;
@@ -102,7 +103,7 @@ impl ClusterService {
 
 /// What this member says of itself.
 #[must_use]
-pub fn own_status(consensus: &Consensus) -> MemberStatus {
+pub fn own_status(consensus: &Consensus, alarms: &Alarms) -> MemberStatus {
     let raft = consensus.status();
     let snapshot = consensus.local();
     let own = consensus.members().into_iter().find(|member| member.id == raft.id);
@@ -120,6 +121,9 @@ pub fn own_status(consensus: &Consensus) -> MemberStatus {
         error: String::new(),
         last_log_index: raft.last_log_index,
         drained: consensus.is_drained(),
+        machine_version: MACHINE_VERSION,
+        free_bytes: consensus.free_bytes().unwrap_or(0),
+        alarms: alarms.list(),
     }
 }
 
@@ -129,15 +133,19 @@ impl cluster_server::Cluster for ClusterService {
         let snapshot = self.consensus.local();
         let members = self.members().await;
         let board = self.nodes.board().await;
+        // What several say is said once.
+        let alarms = members.iter().flat_map(|member| &member.alarms).chain(&board.alarms).cloned();
+        let alarms: BTreeSet<String> = alarms.collect();
         Ok(Response::new(StatusResponse {
             cluster_id: snapshot.state.settings().cluster_id.clone(),
             revision: snapshot.state.revision(),
             members,
             nodes: board.nodes,
-            alarms: board.alarms,
+            alarms: alarms.into_iter().collect(),
             server: self.consensus.status().name,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster_domain: self.sessions.cluster_domain.clone(),
+            machine_version: snapshot.state.machine_version(),
         }))
     }
 

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -121,17 +122,28 @@ where
         let place = match place {
             Ok(place) => place,
             Err(refused) => {
-                metrics::counter!("fairlead_refused_calls_total").increment(1);
+                metrics::counter!("fairlead_api_refused_calls_total").increment(1);
                 return Box::pin(std::future::ready(Ok(refused.into_http())));
             }
         };
+        let (rpc, begun) = (authz::name(request.uri().path()), Instant::now());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await;
             drop(place);
+            if let Ok(answer) = &answer {
+                count(rpc, answer, begun.elapsed());
+            }
             answer
         })
     }
+}
+
+/// Counts a call. What fails later, in a stream, is not known here.
+fn count(rpc: &'static str, answer: &http::Response<Body>, took: Duration) {
+    let code = answer.headers().get("grpc-status").and_then(|code| code.to_str().ok()).unwrap_or("0");
+    metrics::counter!("fairlead_api_requests_total", "rpc" => rpc, "code" => code.to_owned()).increment(1);
+    metrics::histogram!("fairlead_api_request_seconds", "rpc" => rpc).record(took.as_secs_f64());
 }
 
 fn too_many(identity: &Identity) -> Status {

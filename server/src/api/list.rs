@@ -82,9 +82,8 @@ pub fn list(snapshot: &Snapshot, request: &ListRequest) -> Result<ListResponse, 
     if undone.is_empty() {
         // The common case: nothing to undo, so nothing to collect.
         let after = token.as_ref().map(|token| &token.after);
-        for object in snapshot.state.list(selection.kind, &selection.namespace) {
-            let passed = after.is_none_or(|after| object.key() > *after);
-            take(&mut (&mut items, &mut remaining), (request.limit, passed && selection.matches(object)), object);
+        for object in snapshot.state.list_after(selection.kind, &selection.namespace, after) {
+            take(&mut (&mut items, &mut remaining), (request.limit, selection.matches(object)), object);
         }
     } else {
         for object in snapshot.state.list(selection.kind, &selection.namespace) {

@@ -1,11 +1,15 @@
-//! The `Maintenance` service: backups, streamed from one consistent view.
+//! The `Maintenance` service: backups, streamed from one consistent view; and how this server is doing.
 
 use crate::api::guard::caller;
 use crate::api::status;
 use crate::audit::Audit;
+use crate::http::RenderMetrics;
 use crate::raft::Consensus;
 use crate::storage::backup;
-use fairlead_proto::v1::{SaveSnapshotRequest, SnapshotPart, maintenance_server};
+use crate::write::{now_ms, rfc3339};
+use fairlead_proto::v1::{
+    DiagnoseRequest, DiagnoseResponse, Kind, SaveSnapshotRequest, SnapshotPart, maintenance_server,
+};
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -26,6 +30,10 @@ pub struct MaintenanceService {
     pub consensus: Consensus,
     /// Who took a backup: it holds the authorities' keys.
     pub audit: Option<Arc<Audit>>,
+    /// This server's settings, without anything secret, a JSON object.
+    pub settings: Arc<str>,
+    /// Renders its metrics.
+    pub render: RenderMetrics,
 }
 
 #[tonic::async_trait]
@@ -56,6 +64,20 @@ impl maintenance_server::Maintenance for MaintenanceService {
             let _ = to.blocking_send(last);
         });
         Ok(Response::new(ReceiverStream::new(parts)))
+    }
+
+    async fn diagnose(&self, _: Request<DiagnoseRequest>) -> Result<Response<DiagnoseResponse>, Status> {
+        let snapshot = self.consensus.local();
+        let count = |kind: Kind| (kind.plural().to_owned(), snapshot.state.list(kind, "").count() as u64);
+        Ok(Response::new(DiagnoseResponse {
+            server: self.consensus.status().name,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at: rfc3339(now_ms()),
+            settings_json: self.settings.to_string(),
+            raft: self.consensus.describe_raft(),
+            metrics: (self.render)(),
+            objects: Kind::ALL.into_iter().map(count).collect(),
+        }))
     }
 }
 

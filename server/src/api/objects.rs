@@ -9,6 +9,7 @@ use crate::audit::Audit;
 use crate::machine::{Snapshot, apply};
 use crate::pki::Identity;
 use crate::raft::Consensus;
+use crate::upkeep::space::Space;
 use crate::watch::stream::{STREAM_BUFFER, Watcher};
 use crate::write::{Writer, stamp};
 use fairlead_proto::convert;
@@ -23,7 +24,7 @@ use ipnet::IpNet;
 use rand::Rng as _;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -32,6 +33,8 @@ use tonic::{Request, Response, Status};
 const MERGE_ATTEMPTS: u32 = 16;
 /// How long a watch from a revision that this server has not reached waits for it (as Kubernetes does).
 const FUTURE_REVISION: Duration = Duration::from_secs(3);
+/// Lists made at once; whoever comes then waits.
+const MAX_LISTS: usize = 4;
 /// Largest label or field selector, bytes.
 const MAX_SELECTOR: usize = 16 * 1024;
 
@@ -44,19 +47,37 @@ pub struct ObjectsService {
     /// Ranges that `spec.externalIPs` may be of.
     external_ips: Arc<[IpNet]>,
     audit: Option<Arc<Audit>>,
+    space: Space,
+    /// Lists being made.
+    lists: Arc<Semaphore>,
 }
 
 impl ObjectsService {
     /// Makes the service; `cancel` ends its watches.
     #[must_use]
     pub fn new(consensus: Consensus, writer: Writer, cancel: CancellationToken) -> Self {
-        Self { consensus, writer, cancel, external_ips: Arc::new([]), audit: None }
+        Self {
+            consensus,
+            writer,
+            cancel,
+            external_ips: Arc::new([]),
+            audit: None,
+            space: Space::default(),
+            lists: Arc::new(Semaphore::new(MAX_LISTS)),
+        }
     }
 
     /// With ranges that `spec.externalIPs` may be of.
     #[must_use]
     pub fn allowing_external_ips(mut self, ranges: Vec<IpNet>) -> Self {
         self.external_ips = ranges.into();
+        self
+    }
+
+    /// With a word on whether there is room for more.
+    #[must_use]
+    pub fn within(mut self, space: Space) -> Self {
+        self.space = space;
         self
     }
 
@@ -96,6 +117,8 @@ impl ObjectsService {
             // The same function on a copy that nobody keeps.
             let mut copy = self.read().await?.state.clone();
             apply(&mut copy, &stamp(command, None)).outcome
+        } else if let (command::Kind::Put(_), Some(why)) = (&command, self.space.refuses()) {
+            return Err(status::no_room(&why));
         } else {
             let request_id = options.request_id.clone();
             if request_id.as_ref().is_some_and(|id| id.client.is_empty() || id.client.len() > 64 || id.sequence == 0) {
@@ -103,7 +126,8 @@ impl ObjectsService {
             }
             self.writer.propose_once(request_id, command).await.map_err(|error| status::not_decided(&error))?
         };
-        metrics::counter!("fairlead_writes_total", "rejected" => outcome.rejection.is_some().to_string()).increment(1);
+        metrics::counter!("fairlead_api_writes_total", "rejected" => outcome.rejection.is_some().to_string())
+            .increment(1);
         Ok(outcome)
     }
 
@@ -283,7 +307,10 @@ impl objects_server::Objects for ObjectsService {
         bounded(&request.label_selector, &request.field_selector)?;
         self.may(&who, (Verb::Read, &Key::new(request.kind(), place(request.kind(), &request.namespace), "")))?;
         let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
-        list::list(&snapshot, &request).map(Response::new).map_err(unlisted)
+        // Objects are copied by the thousands: not on the threads that Raft and everybody else run on, and few at once.
+        let _turn = self.lists.acquire().await.map_err(|_| Status::unavailable("stopping"))?;
+        let listed = tokio::task::spawn_blocking(move || list::list(&snapshot, &request)).await;
+        listed.map_err(|error| Status::internal(error.to_string()))?.map(Response::new).map_err(unlisted)
     }
 
     async fn revisions(&self, request: Request<RevisionsRequest>) -> Result<Response<RevisionsResponse>, Status> {

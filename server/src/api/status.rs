@@ -104,6 +104,13 @@ pub fn not_decided(error: &ProposeError) -> Status {
     status(code, Problem { reason: reason.into(), message: error.to_string(), unknown_outcome, ..Problem::default() })
 }
 
+/// There is no room for what is written. It is certain that nothing was.
+#[must_use]
+pub fn no_room(why: &str) -> Status {
+    let message = format!("no room for more: {why}");
+    status(Code::ResourceExhausted, Problem { reason: "StorageFull".into(), message, ..Problem::default() })
+}
+
 /// A read that no quorum confirmed.
 #[must_use]
 pub fn unreadable(error: &ReadError) -> Status {

@@ -3,7 +3,7 @@
 
 use crate::machine::draft::Draft;
 use crate::machine::{Done, State, outcome};
-use fairlead_proto::internal::v1::{Member, Rejection, RemoveMember, SetMember, rejection::Code};
+use fairlead_proto::internal::v1::{Member, Rejection, RemoveMember, SetDrained, SetMember, rejection::Code};
 use fairlead_proto::model::Invalid;
 use fairlead_proto::v1::WriteEffect;
 
@@ -23,11 +23,22 @@ pub(super) fn set(draft: &mut Draft<'_>, set: &SetMember) -> Result<Done, Reject
     }
     if set.join {
         let taken = |other: &Member| other.id == member.id || other.name == member.name;
-        if draft.state.members().any(|other| taken(other) && other != member) {
+        let told = |member: &Member| Member { drained: false, ..member.clone() };
+        if draft.state.members().any(|other| taken(other) && told(other) != told(member)) {
             return Err(refused(Code::AlreadyExists, format!("a member is called {} already", member.name)));
         }
     }
-    Ok(Done::configured(draft.state.set_member(member.clone())))
+    // Whether it may lead is not its own to tell.
+    let drained = draft.state.members().any(|known| known.id == member.id && known.drained);
+    Ok(Done::configured(draft.state.set_member(Member { drained, ..member.clone() })))
+}
+
+/// A member is not to lead, or may again.
+pub(super) fn set_drained(draft: &mut Draft<'_>, set: &SetDrained) -> Result<Done, Rejection> {
+    let Some(member) = draft.state.members().find(|member| member.id == set.id).cloned() else {
+        return Err(refused(Code::NotFound, format!("there is no member {}", set.id)));
+    };
+    Ok(Done::configured(draft.state.set_member(Member { drained: set.drained, ..member })))
 }
 
 /// A member left.

@@ -23,6 +23,7 @@ mod put;
 pub(crate) mod records;
 mod service;
 mod state;
+pub mod version;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -30,6 +31,7 @@ pub(crate) mod tests;
 pub use conflicts::{ADDRESS_CONFLICT, CIDR_CONFLICT};
 pub use records::{DecodeError, FORMAT_VERSION};
 pub use state::{Settings, State};
+pub use version::MACHINE_VERSION;
 
 use crate::watch::history::History;
 use draft::Draft;
@@ -41,10 +43,6 @@ use fairlead_proto::v1::{Kind, Namespace, NamespaceStatus, ObjectMeta, WriteEffe
 use prost::Message as _;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// The newest machine version that this program executes. A member whose state says a newer one
-/// (`State::machine_version`) can't know what its entries mean and must stop.
-pub const MACHINE_VERSION: u32 = 1;
 
 /// Namespaces that every cluster has and that can't be deleted.
 pub const STANDING_NAMESPACES: [&str; 2] = ["default", "kube-system"];
@@ -252,6 +250,13 @@ impl Done {
 
 fn execute(draft: &mut Draft<'_>, entry: &Entry) -> Result<Done, Rejection> {
     let kind = entry.command.as_ref().and_then(|command| command.kind.as_ref());
+    let (in_force, needed) = (draft.state.machine_version(), kind.map_or(1, version::needed));
+    if needed > in_force {
+        let why = format!(
+            "this needs machine version {needed}, and the cluster executes version {in_force}: it rises by itself once every member runs the newer fairlead"
+        );
+        return Err(outcome::unsupported(&why));
+    }
     match kind {
         None => Err(outcome::unsupported("the command is empty or of a newer version")),
         Some(command::Kind::Put(put)) => put::put(draft, put),
@@ -261,6 +266,7 @@ fn execute(draft: &mut Draft<'_>, entry: &Entry) -> Result<Done, Rejection> {
         Some(command::Kind::ExpireNode(expire)) => Ok(nodes::expire_node(draft, expire)),
         Some(command::Kind::SetMember(set)) => members::set(draft, set),
         Some(command::Kind::RemoveMember(remove)) => members::remove(draft, remove),
+        Some(command::Kind::SetDrained(set)) => members::set_drained(draft, set),
         Some(command::Kind::SetMachineVersion(set)) => {
             Ok(Done::configured(draft.state.raise_machine_version(set.version)))
         }

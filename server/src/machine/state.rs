@@ -20,6 +20,7 @@ use prost::Message as _;
 use rpds::RedBlackTreeMapSync as Map;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// Tag of the meta record in the digest.
@@ -56,6 +57,8 @@ pub struct State {
     retired_members: Map<u64, ()>,
     leases: Map<String, LeaseEpoch>,
     objects: Map<Key, ObjectRef>,
+    /// Encoded bytes of all objects.
+    bytes: u64,
     access: Map<String, Arc<AccessRecord>>,
     sessions: Map<String, SessionHeader>,
     session_writes: Map<(String, u64), Arc<Outcome>>,
@@ -85,6 +88,7 @@ impl Default for State {
             retired_members: Map::new_sync(),
             leases: Map::new_sync(),
             objects: Map::new_sync(),
+            bytes: 0,
             access: Map::new_sync(),
             sessions: Map::new_sync(),
             session_writes: Map::new_sync(),
@@ -131,6 +135,18 @@ impl State {
         &self.settings
     }
 
+    /// How many objects there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.objects.size()
+    }
+
+    /// Encoded bytes of all objects.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// An object.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<&ObjectRef> {
@@ -139,10 +155,24 @@ impl State {
 
     /// Objects of a kind, ordered by namespace and name; an empty namespace means all.
     pub fn list<'a>(&'a self, kind: Kind, namespace: &str) -> impl Iterator<Item = &'a ObjectRef> + 'a {
-        let start = Key { kind, namespace: namespace.to_owned(), name: String::new() };
+        self.list_after(kind, namespace, None)
+    }
+
+    /// The same, after a key.
+    pub fn list_after<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: &str,
+        after: Option<&Key>,
+    ) -> impl Iterator<Item = &'a ObjectRef> + 'a {
+        let first = Key { kind, namespace: namespace.to_owned(), name: String::new() };
+        let start = match after {
+            Some(after) if *after >= first => Bound::Excluded(after.clone()),
+            _ => Bound::Included(first),
+        };
         let namespace = namespace.to_owned();
         self.objects
-            .range(start..)
+            .range((start, Bound::Unbounded))
             .take_while(move |(key, _)| key.kind == kind && (namespace.is_empty() || key.namespace == namespace))
             .map(|(_, object)| object)
     }
@@ -160,6 +190,12 @@ impl State {
     /// The servers, by id.
     pub fn members(&self) -> impl Iterator<Item = &Member> + '_ {
         self.members.values()
+    }
+
+    /// A server.
+    #[must_use]
+    pub fn member(&self, id: u64) -> Option<&Member> {
+        self.members.get(&id)
     }
 
     /// The member of this id left for good.

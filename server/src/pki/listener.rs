@@ -94,7 +94,7 @@ async fn accept(listener: TcpListener, security: Security, ready: mpsc::Sender<i
         };
         let Ok(open) = open.clone().try_acquire_owned() else {
             tracing::warn!(%remote, "too many connections: hung up");
-            metrics::counter!("fairlead_refused_connections_total").increment(1);
+            metrics::counter!("fairlead_api_refused_connections_total").increment(1);
             continue;
         };
         let _ = tcp.set_nodelay(true);

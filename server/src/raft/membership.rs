@@ -12,13 +12,11 @@ use fairlead_proto::internal::v1::{
     manage_request::Change,
 };
 use fairlead_proto::v1::{
-    DrainRequest, JoinRequest, JoinResponse, KnownMember, MemberChanged, MemberStatus, PromoteRequest, RemoveRequest,
-    TransferRequest,
+    JoinRequest, JoinResponse, KnownMember, MemberChanged, MemberStatus, PromoteRequest, RemoveRequest, TransferRequest,
 };
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
@@ -68,7 +66,7 @@ impl From<ProposeError> for ManageError {
     }
 }
 
-type Managed = Result<ManageResponse, ManageError>;
+pub(super) type Managed = Result<ManageResponse, ManageError>;
 
 impl Consensus {
     /// Makes a change, or has it made by the member that can.
@@ -259,7 +257,7 @@ impl Consensus {
     }
 
     /// Hands leadership over and waits until another member has it; the answer is who.
-    async fn hand_over(&self, heir: u64) -> Result<u64, ManageError> {
+    pub(super) async fn hand_over(&self, heir: u64) -> Result<u64, ManageError> {
         let mut leadership = self.subscribe_leadership();
         let handing = self.inner.raft.trigger().transfer_leader(heir).await;
         handing.map_err(|error| ManageError::Unavailable(error.to_string()))?;
@@ -269,47 +267,8 @@ impl Consensus {
         leader.ok_or_else(|| ManageError::Unavailable("no other member took over in time".into()))
     }
 
-    async fn drain(&self, drain: &DrainRequest) -> Managed {
-        if drain.name != self.inner.name {
-            return Err(ManageError::Refused(format!("this is {}, not {}", self.inner.name, drain.name)));
-        }
-        if drain.undo {
-            self.inner.drained.store(false, Ordering::Release);
-            self.inner.raft.runtime_config().elect(!self.is_returning());
-            return Ok(changed(format!("{} may lead again", drain.name)));
-        }
-        self.others_may_lead().await?;
-        self.inner.drained.store(true, Ordering::Release);
-        self.inner.raft.runtime_config().elect(false);
-        if self.is_leader() {
-            let heir = self.heir().await;
-            let handed = match heir {
-                Some(heir) => self.hand_over(heir).await.map(|_| ()),
-                None => Err(ManageError::Refused("no other voter answers: nobody else can lead".into())),
-            };
-            if let Err(error) = handed {
-                self.inner.drained.store(false, Ordering::Release);
-                self.inner.raft.runtime_config().elect(true);
-                return Err(error);
-            }
-        }
-        Ok(changed(format!("{} votes and does not lead, until --undo or its restart", drain.name)))
-    }
-
-    /// Enough voters are left that may lead: one more than none, where there are so many, so that one may die.
-    async fn others_may_lead(&self) -> Result<(), ManageError> {
-        let voters = self.status().voters;
-        let others = voters.iter().filter(|id| **id != self.inner.id);
-        let asked = futures::future::join_all(others.map(|id| self.status_of(*id))).await;
-        let willing = asked.into_iter().flatten().filter(|status| !status.drained).count();
-        if willing >= 2.min(voters.len().saturating_sub(1)).max(1) {
-            return Ok(());
-        }
-        Err(ManageError::Refused(format!("of the other voters only {willing} may lead and answer: put one back first")))
-    }
-
     /// What a member says of itself, if it answers now.
-    pub(super) async fn status_of(&self, id: u64) -> Option<MemberStatus> {
+    pub(crate) async fn status_of(&self, id: u64) -> Option<MemberStatus> {
         let mut peer = self.peer(id).await.ok()?;
         let answer = timeout(ANSWERS_WITHIN, peer.member_status(MemberStatusRequest {})).await;
         Some(answer.ok()?.ok()?.into_inner())
@@ -338,7 +297,7 @@ impl Consensus {
     }
 
     /// Proposes what must be accepted.
-    async fn settle(&self, command: command::Kind) -> Result<(), ManageError> {
+    pub(super) async fn settle(&self, command: command::Kind) -> Result<(), ManageError> {
         let outcome = self.propose(stamp(command, None)).await?;
         outcome.rejection.map_or(Ok(()), |rejection| Err(ManageError::Refused(rejection.message)))
     }
@@ -373,6 +332,13 @@ fn joining(state: &State, join: &JoinRequest) -> Result<Member, ManageError> {
             join.name
         )));
     }
+    let (in_force, supported) = (state.machine_version(), join.machine_version.max(1));
+    if supported < in_force {
+        return Err(ManageError::Refused(format!(
+            "the cluster executes machine version {in_force}, the program of {} up to {supported}: let it run the newer fairlead",
+            join.name
+        )));
+    }
     let port = join.peer_address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     let is_address = port.is_some() && Endpoint::from_shared(format!("http://{}", join.peer_address)).is_ok();
     if join.nonce.is_empty() || join.nonce.len() > 64 || !is_address {
@@ -391,6 +357,7 @@ fn joining(state: &State, join: &JoinRequest) -> Result<Member, ManageError> {
         peer_address: join.peer_address.clone(),
         grpc_address: join.grpc_address.clone(),
         nonce: join.nonce.clone(),
+        drained: false,
     })
 }
 
@@ -401,6 +368,6 @@ fn refused(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Manag
     }
 }
 
-fn changed(message: String) -> ManageResponse {
+pub(super) fn changed(message: String) -> ManageResponse {
     ManageResponse { changed: Some(MemberChanged { message, leader: String::new() }), joined: None }
 }

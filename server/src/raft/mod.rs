@@ -3,7 +3,9 @@
 //! `types` and `network` speak openraft; `service` is the peer face; `propose` and `read` are what the rest of the server
 //! uses. With storage/ the only user of openraft.
 
+mod drained;
 pub mod fence;
+mod forward;
 pub mod joined;
 pub mod membership;
 mod network;
@@ -23,7 +25,9 @@ pub use start::{ConsensusConfig, StartError};
 use crate::machine::Snapshot;
 use crate::storage::{Held, Published, StateMachine};
 use crate::traced::Traced;
+use crate::upkeep::space;
 use fairlead_proto::internal::v1::{Member, PeerHeader, peer_client::PeerClient};
+use forward::Forwarder;
 use peers::Peers;
 use read::Rounds;
 use std::collections::BTreeSet;
@@ -63,6 +67,7 @@ struct Inner {
     rounds: Rounds,
     /// Proposals under way.
     slots: Semaphore,
+    forwarder: Forwarder,
     failure: watch::Sender<Option<String>>,
     cancel: CancellationToken,
     /// It lost its data and doesn't vote yet.
@@ -191,8 +196,7 @@ impl Consensus {
                     id,
                     name: address.name,
                     peer_address: address.peer_address,
-                    grpc_address: String::new(),
-                    nonce: String::new(),
+                    ..Member::default()
                 })
             })
             .collect()
@@ -210,6 +214,25 @@ impl Consensus {
     #[must_use]
     pub fn header(&self, to: u64) -> PeerHeader {
         self.inner.peers.header(to)
+    }
+
+    /// What Raft says of itself, for people.
+    #[must_use]
+    pub fn describe_raft(&self) -> String {
+        use openraft::async_runtime::WatchReceiver as _;
+        self.inner.raft.metrics().borrow_watched().to_string()
+    }
+
+    /// Writes of this member's clients that are not decided yet.
+    #[must_use]
+    pub fn proposals(&self) -> usize {
+        propose::MAX_PROPOSALS.saturating_sub(self.inner.slots.available_permits())
+    }
+
+    /// Bytes left on this member's disk, as far as that can be told.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        space::free(&self.inner.data_dir).ok()
     }
 
     /// Why storage or Raft stopped, if it did.
@@ -287,12 +310,6 @@ impl Consensus {
     /// Raft's own loop answers.
     pub async fn is_turning(&self) -> bool {
         self.inner.raft.with_raft_state(|_| ()).await.is_ok()
-    }
-
-    /// This member was told not to lead.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.inner.drained.load(Ordering::Acquire)
     }
 }
 

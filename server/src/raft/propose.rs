@@ -5,10 +5,10 @@
 //! an entry that was appended and then lost is `LogEntryDiscarded`, of unknown outcome).
 
 use crate::raft::Consensus;
-use crate::raft::peers::never_sent;
 use crate::raft::types::{Logged, TypeConfig};
-use fairlead_proto::internal::v1::{Entry, Outcome, ProposeRequest, ProposeResponse};
+use fairlead_proto::internal::v1::{Entry, Outcome};
 use fairlead_proto::trace;
+use futures::{Stream, StreamExt as _};
 use openraft::errors::{ClientWriteError, RaftError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -17,9 +17,13 @@ use tracing::Instrument as _;
 /// Proposals of this member under way at once; more are refused.
 pub(crate) const MAX_PROPOSALS: usize = 4_096;
 /// Time for all of it: finding a leader, being decided, being applied here.
-const DECIDED_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const DECIDED_WITHIN: Duration = Duration::from_secs(5);
+const NO_QUORUM: &str = "no quorum confirmed the write within 5 s";
 /// Pause before a member is asked again, unless another leads meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// An outcome with the index of its entry.
+pub(crate) type Committed = Result<(Outcome, u64), ProposeError>;
 
 /// Why there is no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,15 +43,15 @@ impl Consensus {
     /// [`ProposeError`].
     pub async fn propose(&self, mut entry: Entry) -> Result<Outcome, ProposeError> {
         if !trace::is_within() {
-            return self.decide(entry).await;
+            return self.decide(entry.into()).await;
         }
         // The log carries the trace to every member that applies the entry.
         let span = tracing::info_span!(target: trace::TARGET, "raft.propose");
         entry.traceparent = trace::sampled(&span);
-        self.decide(entry).instrument(span).await
+        self.decide(entry.into()).instrument(span).await
     }
 
-    async fn decide(&self, entry: Entry) -> Result<Outcome, ProposeError> {
+    async fn decide(&self, logged: Logged) -> Result<Outcome, ProposeError> {
         let Ok(_slot) = self.inner.slots.try_acquire() else {
             let why = "too many requests: this server has as many writes under way as it takes";
             return Err(ProposeError::NotProposed(why.into()));
@@ -60,14 +64,10 @@ impl Consensus {
             let Some(leader) = leader.ok().and_then(Result::ok).and_then(|leader| *leader) else {
                 return Err(ProposeError::NotProposed(refusal));
             };
-            let decided = timeout_at(until, self.propose_at(leader, entry.clone())).await;
+            let decided = timeout_at(until, self.propose_at(leader, logged.clone())).await;
             match decided {
-                Ok(Ok((outcome, index))) => {
-                    self.applied(index, until).await;
-                    return Ok(outcome);
-                }
                 Ok(Err(ProposeError::NotProposed(why))) => refusal = why,
-                Ok(Err(unknown)) => return Err(unknown),
+                Ok(decided) => return decided,
                 Err(_) => {
                     let why = "the write was not confirmed within 5 s";
                     return Err(ProposeError::Unknown(why.into()));
@@ -80,78 +80,68 @@ impl Consensus {
         }
     }
 
-    async fn propose_at(&self, leader: u64, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
-        if leader == self.inner.id { self.propose_here(entry).await } else { self.propose_there(leader, entry).await }
+    async fn propose_at(&self, leader: u64, logged: Logged) -> Result<Outcome, ProposeError> {
+        if leader == self.inner.id {
+            self.propose_here(logged).await
+        } else {
+            self.inner.forwarder.propose(leader, logged).await
+        }
     }
 
-    /// Proposes here only: what the leader does for the others.
-    pub(crate) async fn propose_here(&self, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
-        let command = entry.command.as_ref();
-        if command.and_then(|command| command.kind.as_ref()).is_none() {
-            let why = "the command is not known to the leader: is it of an older version?";
-            return Err(ProposeError::NotProposed(why.into()));
+    /// Proposes here only. What is answered is applied here.
+    async fn propose_here(&self, logged: Logged) -> Result<Outcome, ProposeError> {
+        if !logged.is_known() {
+            return Err(ProposeError::NotProposed("an entry needs a command".into()));
         }
-        let span = match trace::is_within() {
-            true => tracing::info_span!(target: trace::TARGET, "raft.commit"),
-            false => tracing::Span::none(),
-        };
-        let write = self.inner.raft.client_write(Logged::from(entry)).instrument(span);
+        let span = commit_span(&logged);
+        let write = self.inner.raft.client_write(logged).instrument(span);
         match timeout(DECIDED_WITHIN, write).await {
-            Ok(Ok(response)) => Ok((response.data, response.log_id.index)),
-            Ok(Err(error)) => Err(undecided(&error)),
-            Err(_) => {
-                let why = "no quorum confirmed the write within 5 s";
-                Err(ProposeError::Unknown(why.into()))
-            }
+            Ok(Ok(response)) => Ok(response.data),
+            Ok(Err(RaftError::APIError(error))) => Err(undecided(&error)),
+            Ok(Err(RaftError::Fatal(error))) => Err(ProposeError::Unknown(error.to_string())),
+            Err(_) => Err(ProposeError::Unknown(NO_QUORUM.into())),
         }
     }
 
-    async fn propose_there(&self, leader: u64, entry: Entry) -> Result<(Outcome, u64), ProposeError> {
-        let Some(mut peer) = self.inner.peers.client(leader) else {
-            let why = format!("the leader {leader} is not known here yet");
-            return Err(ProposeError::NotProposed(why));
-        };
-        let request = ProposeRequest { entry: Some(entry), header: Some(self.header(leader)) };
-        let mut request = tonic::Request::new(request);
-        trace::carry(request.metadata_mut());
-        match peer.propose(request).await {
-            Ok(response) => decided(response.into_inner()),
-            Err(status) if never_sent(&status) => {
-                let why = format!("the leader can't be reached: {}", status.message());
-                Err(ProposeError::NotProposed(why))
-            }
-            Err(status) => {
-                let why = format!("the leader did not answer: {}", status.message());
-                Err(ProposeError::Unknown(why))
-            }
-        }
+    /// Proposes entries of known commands here, in their order: what the leader does for the others. There is a result
+    /// for each, with its index.
+    pub(crate) async fn propose_many_here(&self, entries: Vec<Logged>) -> impl Stream<Item = Committed> + use<> {
+        let until = Instant::now() + DECIDED_WITHIN;
+        let spans: Vec<_> = entries.iter().map(commit_span).collect();
+        let written = self.inner.raft.client_write_many(entries).await;
+        let results = written.map_err(|fatal| ProposeError::Unknown(fatal.to_string()));
+        futures::stream::unfold((spans.into_iter(), results), move |(mut spans, mut results)| async move {
+            let span = spans.next()?;
+            let committed = match &mut results {
+                Err(why) => Err(why.clone()),
+                Ok(results) => match timeout_at(until, results.next()).instrument(span).await {
+                    Ok(Some(Ok(Ok(done)))) => Ok((done.response, done.log_id.index)),
+                    Ok(Some(Ok(Err(error)))) => Err(undecided(&error)),
+                    Ok(Some(Err(fatal))) => Err(ProposeError::Unknown(fatal.to_string())),
+                    Ok(None) => Err(ProposeError::Unknown("Raft stopped".into())),
+                    Err(_) => Err(ProposeError::Unknown(NO_QUORUM.into())),
+                },
+            };
+            Some((committed, (spans, results)))
+        })
     }
+}
 
-    /// Waits until an index is applied on this member. The write is decided and durable even if this member lags
-    /// beyond the time for it: then its caller has to read with the outcome's revision.
-    async fn applied(&self, index: u64, until: Instant) {
-        let mut published = self.inner.published.clone();
-        let reached = published.wait_for(|published| published.index >= index);
-        if timeout_at(until, reached).await.is_err() {
-            tracing::warn!(index, "this member lags behind the write it answers for");
-        }
+/// Span of an entry's way through the log, on the leader.
+fn commit_span(logged: &Logged) -> tracing::Span {
+    let parent = &logged.entry().traceparent;
+    if parent.is_empty() || !trace::is_on() {
+        return tracing::Span::none();
     }
+    trace::child(tracing::info_span!(target: trace::TARGET, parent: None, "raft.commit"), parent)
 }
 
 /// Only a refusal to append proves that nothing was proposed.
-fn undecided(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
+fn undecided(error: &ClientWriteError<TypeConfig>) -> ProposeError {
     match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+        ClientWriteError::ForwardToLeader(forward) => {
             ProposeError::NotProposed(format!("this member does not lead: {:?}", forward.reason))
         }
         other => ProposeError::Unknown(other.to_string()),
-    }
-}
-
-fn decided(response: ProposeResponse) -> Result<(Outcome, u64), ProposeError> {
-    match response.outcome {
-        Some(outcome) => Ok((outcome, response.index)),
-        None if !response.not_proposed.is_empty() => Err(ProposeError::NotProposed(response.not_proposed)),
-        None => Err(ProposeError::Unknown(response.unknown)),
     }
 }

@@ -98,26 +98,11 @@ impl Consensus {
         }
     }
 
-    /// Runs rounds, one at a time: whoever comes while one is under way waits for the next.
-    pub(crate) async fn run_rounds(self, mut queue: mpsc::Receiver<Waiter>) {
-        let cancel = self.inner.cancel.clone();
-        let mut waiters = Vec::new();
-        loop {
-            let some = tokio::select! {
-                () = cancel.cancelled() => return,
-                some = queue.recv_many(&mut waiters, WAITING) => some,
-            };
-            if some == 0 {
-                return;
-            }
-            let answer = tokio::select! {
-                () = cancel.cancelled() => return,
-                answer = self.round() => answer,
-            };
-            for waiter in waiters.drain(..) {
-                // A reader that gave up is no reason not to answer the others.
-                let _ = waiter.send(answer.clone());
-            }
+    /// Answers readers until this member stops.
+    pub(crate) async fn run_rounds(self, queue: mpsc::Receiver<Waiter>) {
+        tokio::select! {
+            () = self.inner.cancel.cancelled() => {}
+            () = rounds(queue, || self.round()) => {}
         }
     }
 
@@ -156,5 +141,53 @@ impl Consensus {
         let answer = peer.read_index(request).await;
         let answer = answer.map_err(|status| status.message().to_owned())?;
         Ok(answer.into_inner().index)
+    }
+}
+
+/// Runs rounds, one at a time: whoever comes while one is under way waits for the next.
+async fn rounds<F: Future<Output = Result<u64, ReadError>>>(mut queue: mpsc::Receiver<Waiter>, round: impl Fn() -> F) {
+    let mut waiters = Vec::new();
+    while queue.recv_many(&mut waiters, WAITING).await > 0 {
+        let answer = round().await;
+        for waiter in waiters.drain(..) {
+            // A reader that gave up is no reason not to answer the others.
+            let _ = waiter.send(answer.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_after_a_round_was_sent_gets_the_next_one() {
+        let (to, queue) = mpsc::channel(16);
+        let began = Arc::new(AtomicU64::new(0));
+        let count = began.clone();
+        // A round's answer is its number: what it can have seen is what was there when it began.
+        tokio::spawn(rounds(queue, move || {
+            let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+            async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok(number)
+            }
+        }));
+        let mut readers = Vec::new();
+        for pause in [0, 0, 3, 3, 3, 3, 9, 1, 0, 20, 5, 5] {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let (waiter, answer) = oneshot::channel();
+            let before = began.load(Ordering::SeqCst);
+            to.send(waiter).await.unwrap();
+            readers.push((before, answer));
+        }
+        let mut shared = std::collections::BTreeMap::new();
+        for (before, answer) in readers {
+            let number = answer.await.unwrap().unwrap();
+            assert!(number > before, "round {number} had begun before the reader came");
+            *shared.entry(number).or_insert(0) += 1;
+        }
+        assert!(shared.values().any(|count| *count > 1), "those who wait share a round: {shared:?}");
     }
 }

@@ -157,7 +157,7 @@ impl Consensus {
             return;
         }
         self.inner.returning.store(false, Ordering::Release);
-        self.inner.raft.runtime_config().elect(true);
+        self.may_elect();
         tracing::info!("this member has its data back and votes again");
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::pki::Identity;
 use crate::pki::listener::Caller;
+use crate::raft::forward;
 use crate::raft::membership::ManageError;
 use crate::raft::peers::{Peers, REMOVED};
 use crate::raft::types::TypeConfig;
@@ -38,11 +39,12 @@ pub trait PeerApi: Send + Sync + 'static {
 }
 
 /// The service.
+#[derive(Clone)]
 pub(crate) struct PeerService {
     pub(crate) peers: Arc<Peers>,
     pub(crate) api: Arc<dyn PeerApi>,
     pub(crate) snapshots: SnapshotStore,
-    pub(crate) incoming: Semaphore,
+    pub(crate) incoming: Arc<Semaphore>,
     /// Nothing was ever stored here: this member may tell the others so before it is whole.
     pub(crate) pristine: bool,
     /// While this member has not got lost data back, it helps nobody to lead.
@@ -52,7 +54,7 @@ pub(crate) struct PeerService {
 }
 
 impl PeerService {
-    fn consensus(&self) -> Result<&Consensus, Status> {
+    pub(crate) fn consensus(&self) -> Result<&Consensus, Status> {
         self.consensus.get().ok_or_else(|| Status::unavailable("starting"))
     }
 
@@ -61,7 +63,7 @@ impl PeerService {
     }
 
     /// Refuses what is not another member's word to this one; a removed member is told so.
-    fn check(&self, who: &Identity, header: Option<&wire::PeerHeader>) -> Result<(), Status> {
+    pub(crate) fn check(&self, who: &Identity, header: Option<&wire::PeerHeader>) -> Result<(), Status> {
         let ours = header.filter(|header| header.cluster_id == self.peers.fingerprint());
         let state = self.consensus.get().map(|consensus| consensus.local());
         if ours.zip(state).is_some_and(|(header, snapshot)| snapshot.state.is_retired(header.from)) {
@@ -227,35 +229,13 @@ impl peer_server::Peer for PeerService {
         Ok(Response::new(wire::TransferLeaderResponse {}))
     }
 
-    async fn propose(&self, request: Request<wire::ProposeRequest>) -> Result<Response<wire::ProposeResponse>, Status> {
-        let (who, request) = opened(request);
-        // What is refused here was certainly not proposed: the answer says so, a status would not.
-        let refused = |why: Status| {
-            Ok(Response::new(wire::ProposeResponse {
-                not_proposed: why.message().to_owned(),
-                ..wire::ProposeResponse::default()
-            }))
-        };
-        if let Err(why) = self.check(&who, request.header.as_ref()) {
-            return refused(why);
-        }
-        let (entry, consensus) = match (request.entry, self.consensus()) {
-            (Some(entry), Ok(consensus)) => (entry, consensus),
-            (None, _) => return refused(bad("no entry")),
-            (_, Err(why)) => return refused(why),
-        };
-        let answer = match consensus.propose_here(entry).await {
-            Ok((outcome, index)) => {
-                wire::ProposeResponse { outcome: Some(outcome), index, ..wire::ProposeResponse::default() }
-            }
-            Err(crate::raft::ProposeError::NotProposed(why)) => {
-                wire::ProposeResponse { not_proposed: why, ..wire::ProposeResponse::default() }
-            }
-            Err(crate::raft::ProposeError::Unknown(why)) => {
-                wire::ProposeResponse { unknown: why, ..wire::ProposeResponse::default() }
-            }
-        };
-        Ok(Response::new(answer))
+    type ForwardStream = Pin<Box<dyn Stream<Item = Result<wire::ForwardResponse, Status>> + Send>>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<wire::ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        Ok(Response::new(Box::pin(forward::answer(self, opened(request)))))
     }
 
     async fn read_index(

@@ -3,6 +3,7 @@
 use crate::machine::Snapshot;
 use crate::pki::listener::{Connection, Security, connections};
 use crate::raft::fence;
+use crate::raft::forward::Forwarder;
 use crate::raft::joined::Joined;
 use crate::raft::network::Network;
 use crate::raft::peers::{Peers, REMOVED, fingerprint};
@@ -158,7 +159,7 @@ impl Consensus {
             peers: peers.clone(),
             api,
             snapshots: storage.snapshots.clone(),
-            incoming: Semaphore::new(MAX_INCOMING),
+            incoming: Arc::new(Semaphore::new(MAX_INCOMING)),
             pristine: storage.pristine && !storage.returning && config.joined.is_none(),
             returning: absent.clone(),
             consensus: whole.clone(),
@@ -177,6 +178,7 @@ impl Consensus {
         unfinished.disarm();
         let _ = whole.set(consensus.clone());
         tokio::spawn(consensus.clone().run_rounds(queue));
+        tokio::spawn(consensus.clone().follow_drained());
         if absent.load(Ordering::Acquire) {
             tokio::spawn(consensus.clone().come_back(ended));
         } else if config.joined.is_none()
@@ -212,6 +214,7 @@ impl Consensus {
         tokio::spawn(follow((raft.clone(), peers.clone()), followed, cancel.clone()));
         let (seen, told) = ((snapshots.clone(), leader.clone()), failure.clone());
         tokio::spawn(leave_if_removed((id, peers.clone()), (seen, told), cancel.clone()));
+        let forwarder = Forwarder::new(peers.clone(), published.clone());
         let inner = Inner {
             name: config.name.clone(),
             data_dir: config.data_dir.clone(),
@@ -223,6 +226,7 @@ impl Consensus {
             leader,
             rounds,
             slots: Semaphore::new(MAX_PROPOSALS),
+            forwarder,
             failure,
             cancel,
             returning,
@@ -263,12 +267,14 @@ impl Consensus {
             peer_address: address.map(|(_, address)| address.clone()).unwrap_or_default(),
             grpc_address: config.grpc_address.clone(),
             nonce: config.joined.as_ref().map(|joined| joined.nonce.clone()).unwrap_or_default(),
+            drained: false,
         };
         let mut published = self.inner.published.clone();
         while !self.inner.cancel.is_cancelled() {
             let snapshot = published.borrow_and_update().snapshot.clone();
             let founded = !snapshot.state.settings().cluster_id.is_empty();
-            if founded && snapshot.state.members().any(|member| *member == own) {
+            let told = snapshot.state.member(own.id).map(|member| Member { drained: false, ..member.clone() });
+            if founded && told.as_ref() == Some(&own) {
                 return;
             }
             let command = if founded {

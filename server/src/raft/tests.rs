@@ -8,10 +8,12 @@ use crate::pki::listener::{Security, connections};
 use crate::write::stamp;
 use fairlead_proto::internal::v1::{self as wire, command};
 use fairlead_proto::tls::Transport;
-use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus};
+use fairlead_proto::v1::{DataplaneRequest, DataplaneResponse, MemberStatus, TransferRequest};
 use futures::StreamExt as _;
-use std::collections::BTreeMap;
+use prost::Message as _;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
+use tokio::io::AsyncReadExt as _;
 use tonic::Status;
 
 struct Silent;
@@ -89,6 +91,56 @@ async fn a_broken_disk_stops_the_member_and_no_write_is_acknowledged() {
     consensus.shutdown().await;
 }
 
+/// What becomes of an entry that is forwarded with a header.
+async fn forwarded(client: &mut PeerClient<Channel>, header: Option<PeerHeader>, entry: Vec<u8>) -> wire::Decision {
+    let proposals = vec![wire::Proposal { id: 7, entry: entry.into() }];
+    let request = wire::ForwardRequest { header, proposals };
+    let answers = client.forward(futures::stream::iter([request])).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    assert_eq!((answer.decisions.len(), answer.decisions[0].id), (1, 7));
+    answer.decisions[0].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_forwarded_writes_is_answered_once_with_what_became_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let consensus = alone(&dir, free_address()).await;
+    consensus.read().await.unwrap();
+    let own = consensus.header(consensus.inner.id);
+    let mut client = consensus.peer(own.to).await.unwrap();
+    let requests: Vec<_> = (0..20_u64)
+        .map(|batch| {
+            let proposal = |place: u64| {
+                let id = batch * 100 + place;
+                // Some can't be read.
+                let entry =
+                    if place == 7 { b"\xff".to_vec() } else { stamp(member(&format!("m{id}")), None).encode_to_vec() };
+                wire::Proposal { id, entry: entry.into() }
+            };
+            let proposals = (0..1 + batch * 5).map(proposal).collect();
+            wire::ForwardRequest { header: Some(own.clone()), proposals }
+        })
+        .collect();
+    let mut asked: BTreeSet<u64> =
+        requests.iter().flat_map(|request| request.proposals.iter().map(|proposal| proposal.id)).collect();
+    let mut answers = client.forward(futures::stream::iter(requests)).await.unwrap().into_inner();
+    let mut indices = BTreeMap::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        for decision in answer.decisions {
+            assert!(asked.remove(&decision.id), "answered twice, or never asked: {decision:?}");
+            assert_eq!(decision.outcome.is_none(), decision.id % 100 == 7, "{decision:?}");
+            assert_eq!(decision.not_proposed.is_empty(), decision.id % 100 != 7, "{decision:?}");
+            if decision.outcome.is_some() {
+                assert_eq!(indices.insert(decision.index, decision.id), None);
+            }
+        }
+    }
+    assert_eq!(asked, BTreeSet::new(), "never answered");
+    let order: Vec<u64> = indices.into_values().collect();
+    assert!(order.is_sorted(), "they are proposed in their order");
+    consensus.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_strangers_are_refused_and_certainly_not_proposed() {
     let dir = tempfile::tempdir().unwrap();
@@ -110,12 +162,18 @@ async fn messages_of_strangers_are_refused_and_certainly_not_proposed() {
         assert_eq!(answers.into_inner().message().await.unwrap(), None, "the stream ends");
         let chunk = wire::SnapshotChunk { header: header.clone(), ..wire::SnapshotChunk::default() };
         assert!(client.install_snapshot(futures::stream::iter([chunk])).await.is_err());
-        let propose = wire::ProposeRequest { entry: Some(stamp(member("stranger"), None)), header };
-        let answer = client.propose(propose).await.unwrap().into_inner();
-        assert!(!answer.not_proposed.is_empty());
+        let decided = forwarded(&mut client, header, stamp(member("stranger"), None).encode_to_vec()).await;
+        assert!(!decided.not_proposed.is_empty() && decided.outcome.is_none(), "{decided:?}");
     }
-    let empty = wire::Entry::default();
-    let refused = consensus.propose_here(empty).await.unwrap_err();
+    // Neither is what the leader doesn't understand, and the stream goes on.
+    let own = consensus.header(consensus.inner.id);
+    for entry in [wire::Entry::default().encode_to_vec(), b"\xff\xff".to_vec()] {
+        let decided = forwarded(&mut client, Some(own.clone()), entry).await;
+        assert!(!decided.not_proposed.is_empty() && decided.outcome.is_none(), "{decided:?}");
+    }
+    let decided = forwarded(&mut client, Some(own), stamp(member("friend"), None).encode_to_vec()).await;
+    assert!(decided.outcome.is_some() && decided.index > 0, "{decided:?}");
+    let refused = consensus.propose(wire::Entry::default()).await.unwrap_err();
     assert!(matches!(refused, ProposeError::NotProposed(_)));
     consensus.shutdown().await;
 }
@@ -148,28 +206,37 @@ async fn a_message_counts_only_with_its_members_own_certificate() {
     }
 }
 
+fn forwarder(address: &str) -> Forwarder {
+    let peers = Peers::new(1, ("x".into(), &Transport::plain()), known(&[("n2", address)])).unwrap();
+    let nothing = Published { snapshot: Arc::default(), index: 0, digests: Arc::default() };
+    Forwarder::new(Arc::new(peers), tokio::sync::watch::channel(nothing).1)
+}
+
 #[tokio::test]
 async fn only_what_was_never_sent_is_certainly_not_proposed() {
+    let (leader, entry) = (types::member_id("n2"), types::Logged::from(stamp(member("n3"), None)));
+    let stranger = forwarder("127.0.0.1:1").propose(5, entry.clone()).await;
+    assert!(matches!(stranger, Err(ProposeError::NotProposed(_))), "{stranger:?}");
     // Nobody listens there.
-    let address = free_address().to_string();
-    let peers = Peers::new(1, ("x".into(), &Transport::plain()), known(&[("n2", &address)])).unwrap();
-    let mut client = peers.client(types::member_id("n2")).unwrap();
-    let status = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
-    assert!(peers::never_sent(&status), "{status:?}");
-    // Somebody takes the connection, reads, and breaks it.
+    let nowhere = forwarder(&free_address().to_string()).propose(leader, entry.clone()).await;
+    assert!(matches!(nowhere, Err(ProposeError::NotProposed(_))), "{nowhere:?}");
+    // Somebody takes the connection, reads the write, and breaks it.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
+    let written = entry.encoded().to_vec();
     tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let mut read = [0; 16];
-            let _ = stream.readable().await;
-            let _ = stream.try_read(&mut read);
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut read = Vec::new();
+            while !read.windows(written.len()).any(|bytes| bytes == written) {
+                stream.read_buf(&mut read).await.unwrap();
+            }
         }
     });
-    let peers = Peers::new(1, ("x".into(), &Transport::plain()), known(&[("n2", &address)])).unwrap();
-    let mut client = peers.client(types::member_id("n2")).unwrap();
-    let status = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
-    assert!(!peers::never_sent(&status), "{status:?}");
+    let broken = forwarder(&address);
+    for _ in 0..2 {
+        let broken = broken.propose(leader, entry.clone()).await;
+        assert!(matches!(broken, Err(ProposeError::Unknown(_))), "{broken:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -216,5 +283,76 @@ async fn a_member_whose_state_differs_is_stopped_and_does_not_start_again() {
     for at in [leader, (leader + 2) % 3] {
         assert_eq!(members[at].failure(), None);
         members[at].shutdown().await;
+    }
+}
+
+/// A peer face that says of itself which rules its program knows.
+struct Speaking(Arc<std::sync::atomic::AtomicU32>);
+
+#[tonic::async_trait]
+impl PeerApi for Speaking {
+    async fn report_nodes(&self, _: wire::ReportNodesRequest) -> Result<wire::ReportNodesResponse, Status> {
+        Ok(wire::ReportNodesResponse::default())
+    }
+    async fn board(&self, _: wire::BoardRequest) -> Result<wire::BoardResponse, Status> {
+        Ok(wire::BoardResponse::default())
+    }
+    async fn member_status(&self) -> Result<MemberStatus, Status> {
+        Ok(MemberStatus { machine_version: self.0.load(Ordering::SeqCst), ..MemberStatus::default() })
+    }
+    async fn dataplane(&self, _: DataplaneRequest) -> Result<DataplaneResponse, Status> {
+        Ok(DataplaneResponse::default())
+    }
+    async fn drift(&self) -> Result<wire::DriftResponse, Status> {
+        Ok(wire::DriftResponse::default())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_machine_version_rises_when_the_last_member_is_new() {
+    use crate::machine::MACHINE_VERSION;
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let addresses: Vec<_> = (0..3).map(|_| free_address()).collect();
+    let list: Vec<_> = (0..3).map(|at| (format!("n{at}"), addresses[at].to_string())).collect();
+    let speak: Vec<Arc<std::sync::atomic::AtomicU32>> =
+        [MACHINE_VERSION, MACHINE_VERSION, 0].map(|version| Arc::new(version.into())).to_vec();
+    let starting = (0..3).map(|at| {
+        let config = ConsensusConfig {
+            name: format!("n{at}"),
+            data_dir: dirs[at].path().to_owned(),
+            listen_peer: addresses[at],
+            initial_cluster: list.clone(),
+            ..ConsensusConfig::default()
+        };
+        Consensus::start(config, Arc::new(Speaking(speak[at].clone())))
+    });
+    let members: Vec<_> = futures::future::join_all(starting).await.into_iter().map(Result::unwrap).collect();
+    let cancel = CancellationToken::new();
+    // An older program raises nothing.
+    for consensus in &members[..2] {
+        tokio::spawn(crate::controller::version::run(consensus.clone(), cancel.clone()));
+    }
+    let old = types::member_id("n2");
+    let version = || members[0].local().state.machine_version();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let drain = command::Kind::SetDrained(wire::SetDrained { id: members[0].inner.id, drained: true });
+    let refused = members[0].propose(stamp(drain.clone(), None)).await.unwrap().rejection.unwrap();
+    assert_eq!(refused.code(), wire::rejection::Code::Unsupported, "{refused:?}");
+    assert_eq!(version(), 1, "one member is of the older version");
+    speak[2].store(MACHINE_VERSION, Ordering::SeqCst);
+    let risen = async {
+        while version() < MACHINE_VERSION {
+            if members[0].status().leader == Some(old) {
+                let _ =
+                    members[2].manage_here(wire::manage_request::Change::Transfer(TransferRequest::default())).await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), risen).await.unwrap();
+    assert_eq!(members[1].propose(stamp(drain, None)).await.unwrap().rejection, None);
+    cancel.cancel();
+    for consensus in &members {
+        consensus.shutdown().await;
     }
 }

@@ -1,6 +1,8 @@
 //! openraft's type parameters, filled with ours.
 
 use fairlead_proto::internal::v1::{Entry as LoggedEntry, Outcome};
+use prost::Message as _;
+use prost::bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::sync::Arc;
@@ -14,20 +16,52 @@ openraft::declare_raft_types!(
         Node = MemberAddress,
 );
 
-/// What a log entry carries for the state machine. Shared: the log, replication to each follower and apply read the
-/// same one.
+/// What a log entry carries for the state machine, with the encoding that its proposer gave it. Shared: the log,
+/// replication to each follower and apply read the same one, and none of them encodes it again.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Logged(pub Arc<LoggedEntry>);
+pub struct Logged {
+    entry: Arc<LoggedEntry>,
+    encoded: Bytes,
+}
+
+impl Logged {
+    /// From its encoding. A copy is kept: a slice would hold the whole message that it came in.
+    ///
+    /// # Errors
+    /// It is no entry.
+    pub fn decode(encoded: &[u8]) -> Result<Self, prost::DecodeError> {
+        Ok(Self { entry: Arc::new(LoggedEntry::decode(encoded)?), encoded: Bytes::copy_from_slice(encoded) })
+    }
+
+    /// The entry.
+    #[must_use]
+    pub fn entry(&self) -> &LoggedEntry {
+        &self.entry
+    }
+
+    /// The entry as its proposer encoded it.
+    #[must_use]
+    pub fn encoded(&self) -> &Bytes {
+        &self.encoded
+    }
+
+    /// False: the command is of a newer version than this program.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.entry.command.as_ref().is_some_and(|command| command.kind.is_some())
+    }
+}
 
 impl From<LoggedEntry> for Logged {
     fn from(entry: LoggedEntry) -> Self {
-        Self(Arc::new(entry))
+        let encoded = entry.encode_to_vec().into();
+        Self { entry: Arc::new(entry), encoded }
     }
 }
 
 impl fmt::Display for Logged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "entry of {} bytes", self.encoded.len())
     }
 }
 

@@ -118,7 +118,7 @@ pub fn to_stored_membership(stored: &wire::StoredMembership) -> Result<StoredMem
 pub fn entry(entry: &Entry) -> wire::LogEntry {
     let payload = match &entry.payload {
         EntryPayload::Blank => wire::log_entry::Payload::Blank(true),
-        EntryPayload::Normal(data) => wire::log_entry::Payload::Normal((*data.0).clone()),
+        EntryPayload::Normal(data) => wire::log_entry::Payload::Normal(data.encoded().clone()),
         EntryPayload::Membership(inner) => wire::log_entry::Payload::Membership(membership(inner)),
     };
     wire::LogEntry { log_id: Some(log_id(&entry.log_id)), payload: Some(payload) }
@@ -132,7 +132,9 @@ pub fn to_entry(entry: wire::LogEntry) -> Result<Entry, CodecError> {
     let id = entry.log_id.as_ref().map(to_log_id).ok_or(CodecError::Missing("log entry"))?;
     let payload = match entry.payload.ok_or(CodecError::Missing("log entry"))? {
         wire::log_entry::Payload::Blank(_) => EntryPayload::Blank,
-        wire::log_entry::Payload::Normal(data) => EntryPayload::Normal(Logged::from(data)),
+        wire::log_entry::Payload::Normal(data) => EntryPayload::Normal(
+            Logged::decode(&data).map_err(|error| CodecError::Decode { what: "log entry", why: error.to_string() })?,
+        ),
         wire::log_entry::Payload::Membership(inner) => EntryPayload::Membership(to_membership(&inner)?),
     };
     Ok(Entry { log_id: id, payload })
@@ -162,9 +164,13 @@ pub fn to_snapshot_meta(meta: &wire::SnapshotMeta) -> Result<SnapshotMeta, Codec
 /// A log record: checksum over index and entry, then the entry.
 #[must_use]
 pub fn log_record(index: u64, one: &Entry) -> Vec<u8> {
-    let bytes = entry(one).encode_to_vec();
-    let mut record = checksum(index, &bytes).to_vec();
-    record.extend_from_slice(&bytes);
+    let entry = entry(one);
+    let mut record = Vec::with_capacity(SUM + entry.encoded_len());
+    record.resize(SUM, 0);
+    // A vector takes any number of bytes: the result can't be an error.
+    let _ = entry.encode(&mut record);
+    let (sum, bytes) = record.split_at_mut(SUM);
+    sum.copy_from_slice(&checksum(index, bytes));
     record
 }
 
@@ -173,7 +179,7 @@ pub fn log_record(index: u64, one: &Entry) -> Vec<u8> {
 /// # Errors
 /// Checksum or encoding.
 pub fn to_log_record(index: u64, record: &[u8]) -> Result<Entry, CodecError> {
-    let Some((sum, bytes)) = record.split_first_chunk::<8>() else {
+    let Some((sum, bytes)) = record.split_first_chunk::<SUM>() else {
         return Err(CodecError::Missing("log record"));
     };
     if *sum != checksum(index, bytes) {
@@ -183,12 +189,15 @@ pub fn to_log_record(index: u64, record: &[u8]) -> Result<Entry, CodecError> {
     if found.log_id.index == index { Ok(found) } else { Err(CodecError::Checksum("log record")) }
 }
 
-fn checksum(index: u64, bytes: &[u8]) -> [u8; 8] {
+/// Bytes of a record's checksum.
+const SUM: usize = 8;
+
+fn checksum(index: u64, bytes: &[u8]) -> [u8; SUM] {
     let mut hasher = Sha256::new();
     hasher.update(index.to_be_bytes());
     hasher.update(bytes);
-    let mut sum = [0; 8];
-    sum.copy_from_slice(&hasher.finalize()[..8]);
+    let mut sum = [0; SUM];
+    sum.copy_from_slice(&hasher.finalize()[..SUM]);
     sum
 }
 
@@ -209,6 +218,19 @@ mod tests {
             let at = flip.index(bad.len());
             bad[at] ^= 1;
             prop_assert!(to_log_record(index, &bad).is_err());
+        }
+
+        #[test]
+        fn an_entry_is_stored_and_sent_as_its_proposer_encoded_it(at in any::<u64>(), newer in proptest::collection::vec(any::<u8>(), 0..40)) {
+            // Field 99 is of a version to come.
+            let mut bytes = wire::Entry { at_ms: at, ..wire::Entry::default() }.encode_to_vec();
+            prost::encoding::bytes::encode(99, &newer, &mut bytes);
+            let logged = Logged::decode(&bytes).unwrap();
+            let id = LogId::new(LeaderId::new(1, 2), 3);
+            let record = log_record(3, &Entry { log_id: id, payload: EntryPayload::Normal(logged) });
+            let EntryPayload::Normal(read) = to_log_record(3, &record).unwrap().payload else { panic!("not normal") };
+            prop_assert_eq!(&read.encoded()[..], &bytes[..]);
+            prop_assert_eq!(read.entry().at_ms, at);
         }
 
         #[test]

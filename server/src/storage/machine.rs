@@ -179,21 +179,20 @@ impl StateMachine {
                 Ok(Outcome::default())
             }
             EntryPayload::Normal(logged) => {
-                let command = logged.0.command.as_ref();
-                if command.and_then(|command| command.kind.as_ref()).is_none() {
+                if !logged.is_known() {
                     // To skip it would make this member differ from those that know the command.
                     return Err(io::Error::other(format!(
                         "log entry {} holds a command that this program does not know: start the newer fairlead on this member",
                         entry.log_id.index
                     )));
                 }
-                self.since.0 += logged.0.encoded_len() as u64;
+                self.since.0 += logged.encoded().len() as u64;
                 let compacted = self.current.history.compacted();
-                let span = self.begin_span(&logged.0);
-                let applied = self.current.apply(&logged.0);
+                let span = self.begin_span(logged.entry());
+                let applied = self.current.apply(logged.entry());
                 load::executable(&self.current).map_err(io::Error::other)?;
                 self.record(&applied, compacted, writes);
-                self.note_span(span, &logged.0, &applied);
+                self.note_span(span, logged.entry(), &applied);
                 Ok(applied.outcome)
             }
         }

@@ -81,7 +81,7 @@ fn expected(entries: u64) -> (u64, String) {
     let mut snapshot = crate::machine::Snapshot::default();
     for index in 1..entries {
         if let EntryPayload::Normal(logged) = entry(index).payload {
-            snapshot.apply(&logged.0);
+            snapshot.apply(logged.entry());
         }
     }
     (snapshot.state.revision(), snapshot.state.digest_hex())

@@ -193,7 +193,7 @@ fn commit(database: &Database, group: &[Job]) -> Result<(), String> {
     let begun = std::time::Instant::now();
     let written = database.db.write_opt(batch, &options).map_err(|error| error.to_string());
     if sync {
-        metrics::histogram!("fairlead_store_commit_seconds").record(begun.elapsed().as_secs_f64());
+        metrics::histogram!("fairlead_storage_commit_seconds").record(begun.elapsed().as_secs_f64());
     }
     written
 }

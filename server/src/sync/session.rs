@@ -357,6 +357,7 @@ impl Session {
             service_cidr: settings.service_cidr.to_string(),
             cluster_domain: self.shared.cluster_domain.clone(),
             node_port_range: format!("{first}-{last}"),
+            servers: snapshot.state.members().map(|member| member.grpc_address.clone()).collect(),
         };
         self.send(server_message::Kind::Welcome(welcome)).await
     }
@@ -391,6 +392,7 @@ impl Session {
         for part in parts {
             self.send(server_message::Kind::Delta(part)).await?;
         }
+        metrics::counter!("fairlead_sync_deltas_total").increment(1);
         self.sent = Some(now);
         self.waiting_ack = true;
         self.last_sent = Instant::now();
@@ -430,8 +432,7 @@ impl Session {
                 if !self.waiting_ack {
                     self.traced.clear();
                 }
-                metrics::histogram!("fairlead_agent_kernel_seconds", "node" => self.node.clone())
-                    .record(seconds(applied.took_us));
+                metrics::histogram!("fairlead_sync_kernel_seconds").record(seconds(applied.took_us));
                 let acknowledged = self.acknowledged;
                 self.shared.board.update(&self.node, |word| {
                     word.acknowledged = word.acknowledged.max(acknowledged);

@@ -47,6 +47,13 @@ pub async fn run(global: &Global, args: &CheckArgs) -> Result<(), Failure> {
     if healthy { Ok(()) } else { Err(Failure::Silent) }
 }
 
+/// The verdict on every node, as `-o json` prints it.
+pub(super) fn judged(status: &StatusResponse, kernels: &[NodeDataplane]) -> Value {
+    let checked = judge(status, status.revision, kernels);
+    let healthy = !checked.is_empty() && !any_wrong(checked.iter().flat_map(|one| &one.findings));
+    to_json(&checked, healthy)
+}
+
 fn judge(status: &StatusResponse, revision: u64, kernels: &[NodeDataplane]) -> Vec<Checked> {
     let checked = |node: &NodeProgress| {
         let kernel = kernels.iter().find(|kernel| kernel.node == node.name);

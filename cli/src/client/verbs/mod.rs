@@ -7,6 +7,7 @@ pub mod check;
 pub mod contexts;
 pub mod create;
 pub mod dataplane;
+pub mod debug;
 pub mod delete;
 pub mod describe;
 pub mod drain;

@@ -39,12 +39,14 @@ pub async fn run(global: &Global, args: &StatusArgs) -> Result<(), Failure> {
     print(&render(&status)?)
 }
 
-fn to_json(status: &StatusResponse) -> Value {
+/// As `-o json` prints it.
+pub(super) fn to_json(status: &StatusResponse) -> Value {
     json!({
         "clusterId": status.cluster_id,
         "revision": status.revision,
         "server": status.server,
         "version": status.version,
+        "machineVersion": status.machine_version,
         "clusterDomain": status.cluster_domain,
         "alarms": status.alarms,
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
@@ -64,6 +66,7 @@ fn member(member: &MemberStatus) -> Value {
         "appliedIndex": member.applied_index,
         "revision": member.revision,
         "stateDigest": member.state_digest,
+        "machineVersion": member.machine_version,
         "error": member.error,
     })
 }
@@ -84,8 +87,8 @@ fn node(node: &NodeProgress) -> Value {
 
 fn table(status: &StatusResponse) -> String {
     let mut text = format!(
-        "Cluster {} at revision {} (asked {}, {})\n\n",
-        status.cluster_id, status.revision, status.server, status.version
+        "Cluster {} at revision {}, machine version {} (asked {}, {})\n\n",
+        status.cluster_id, status.revision, status.machine_version, status.server, status.version
     );
     let titles = ["MEMBER", "LEADER", "VOTER", "TERM", "APPLIED", "REVISION", "DIGEST", "ADDRESS", "ERROR"];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
@@ -164,6 +167,7 @@ mod tests {
             server: "n1".into(),
             cluster_domain: "cluster.local".into(),
             version: "0.1.0".into(),
+            machine_version: 2,
         }
     }
 

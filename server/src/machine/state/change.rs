@@ -42,11 +42,14 @@ impl State {
         let old = self.objects.get(key).cloned();
         if let Some(old) = &old {
             self.unindex(key, old);
-            self.objects.remove_mut(key);
         }
-        if let Some(new) = new {
-            self.index(key, &new);
-            self.objects.insert_mut(key.clone(), new);
+        match new {
+            Some(new) => {
+                self.index(key, &new);
+                self.objects.insert_mut(key.clone(), new);
+            }
+            None if old.is_some() => drop(self.objects.remove_mut(key)),
+            None => {}
         }
         old
     }
@@ -181,7 +184,9 @@ impl State {
     }
 
     fn index(&mut self, key: &Key, object: &Object) {
-        self.digest.add(DIGEST_OBJECT, &object.encode_to_vec());
+        let encoded = object.encode_to_vec();
+        self.bytes += encoded.len() as u64;
+        self.digest.add(DIGEST_OBJECT, &encoded);
         if let Some(pod) = object.as_pod() {
             if let Some(node) = derive::node_of(pod) {
                 self.pods_by_node.insert_mut((node.to_owned(), key.clone()), ());
@@ -204,7 +209,9 @@ impl State {
     }
 
     fn unindex(&mut self, key: &Key, object: &Object) {
-        self.digest.remove(DIGEST_OBJECT, &object.encode_to_vec());
+        let encoded = object.encode_to_vec();
+        self.bytes -= encoded.len() as u64;
+        self.digest.remove(DIGEST_OBJECT, &encoded);
         if let Some(pod) = object.as_pod() {
             if let Some(node) = derive::node_of(pod) {
                 self.pods_by_node.remove_mut(&(node.to_owned(), key.clone()));

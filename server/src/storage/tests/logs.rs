@@ -81,7 +81,7 @@ proptest! {
 /// An entry of an eighth of a megabyte.
 fn large(index: u64) -> Entry {
     let EntryPayload::Normal(logged) = entry(index).payload else { unreachable!() };
-    let mut logged = (*logged.0).clone();
+    let mut logged = logged.entry().clone();
     logged.traceparent = "x".repeat(128 * 1024);
     Entry { log_id: id(index), payload: EntryPayload::Normal(Logged::from(logged)) }
 }
