@@ -1,14 +1,22 @@
 //! Members that are told not to lead: they vote, and hand leadership away. The state keeps who they are, so that a
 //! restart changes nothing; while the machine version is older than that, the member itself does, until it restarts.
+//!
+//! INVARIANT: a drained member keeps nobody from being led. If it alone holds what was committed last, no other can be
+//! elected; so it stands when nobody has led for a while, and hands over as soon as another can.
 
 use crate::raft::Consensus;
 use crate::raft::membership::{ManageError, Managed, changed};
 use fairlead_proto::internal::v1::{SetDrained, command};
 use fairlead_proto::v1::DrainRequest;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// The machine version that keeps it.
 const KEPT_SINCE: u32 = 2;
+/// Time without a leader after which a drained member stands: others have had several elections by then.
+const NOBODY_ELSE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 impl Consensus {
     /// This member was told not to lead.
@@ -83,6 +91,43 @@ impl Consensus {
             tokio::select! {
                 () = self.inner.cancel.cancelled() => return,
                 changed = snapshots.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Stands while drained if nobody else is elected, and hands over again.
+    pub(super) async fn stand_in(self) {
+        let mut leaderless = Duration::ZERO;
+        loop {
+            tokio::select! {
+                () = self.inner.cancel.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            if !self.is_drained() || self.is_returning() || self.failure().is_some() {
+                leaderless = Duration::ZERO;
+                continue;
+            }
+            let leader = *self.inner.leader.borrow();
+            match leader {
+                None => {
+                    leaderless += LOOK_EVERY;
+                    if leaderless == NOBODY_ELSE {
+                        tracing::warn!("nobody else is elected: this member stands, although it is not to lead");
+                        self.inner.raft.runtime_config().elect(true);
+                    }
+                }
+                Some(leader) if leader == self.inner.id => {
+                    if let Some(heir) = self.heir().await
+                        && let Err(error) = self.hand_over(heir).await
+                    {
+                        tracing::debug!(%error, "nobody else can lead yet");
+                    }
+                }
+                Some(_) if leaderless > Duration::ZERO => {
+                    leaderless = Duration::ZERO;
+                    self.may_elect();
+                }
+                Some(_) => {}
             }
         }
     }

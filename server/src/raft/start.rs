@@ -179,6 +179,7 @@ impl Consensus {
         let _ = whole.set(consensus.clone());
         tokio::spawn(consensus.clone().run_rounds(queue));
         tokio::spawn(consensus.clone().follow_drained());
+        tokio::spawn(consensus.clone().stand_in());
         if absent.load(Ordering::Acquire) {
             tokio::spawn(consensus.clone().come_back(ended));
         } else if config.joined.is_none()
