@@ -94,7 +94,8 @@ pub struct ServerArgs {
     /// MiB of objects beyond which only deleting is possible; the same on every server; 0 = any number [default: 1024]
     #[arg(long, env = "FAIRLEAD_QUOTA_MIB")]
     quota_mib: Option<u64>,
-    /// MiB that the data directory's disk must have left: with less on most servers only deleting is possible; 0 = none
+    /// MiB that the data directory's disk must have left: where the majority would go with those that have less, only deleting is
+    /// possible; 0 = none
     /// [default: 256]
     #[arg(long, env = "FAIRLEAD_MIN_FREE_MIB")]
     min_free_mib: Option<u64>,

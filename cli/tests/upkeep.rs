@@ -96,3 +96,35 @@ fn backups_are_made_by_the_clock_and_the_oldest_go() {
     let refused = cluster.server_command(0).output().unwrap();
     assert!(text(&refused.stderr).contains("without --backup-dir"), "{}", text(&refused.stderr));
 }
+
+#[test]
+fn a_debug_file_says_how_every_server_is_and_no_secret() {
+    let mut cluster = Cluster::start_secure(3, &[]);
+    let token = cluster.ok(&["token", "create", "--role", "agent"], "");
+    let secret = token.split_whitespace().last().unwrap().to_owned();
+    cluster.ok(&["apply", "-f", "-"], &service("web"));
+    cluster.ok(&["annotate", "service", "web", "note=between-us"], "");
+    cluster.servers[2].as_mut().unwrap().kill_9();
+    let file = cluster.dir.path().join("debug.json");
+    let path = file.to_str().unwrap();
+    cluster.ok(&["debug", "--file", path], "");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let written = std::fs::read_to_string(&file).unwrap();
+    for hidden in ["PRIVATE KEY", "between-us", &secret] {
+        assert!(!written.contains(hidden), "{hidden} is in it");
+    }
+    let bundle: serde_json::Value = serde_json::from_str(&written).unwrap();
+    let servers = bundle["servers"].as_array().unwrap();
+    assert_eq!(servers.len(), 3);
+    for server in &servers[..2] {
+        assert_eq!(server["objects"]["services"], 1, "{server}");
+        assert!(server["settings"]["tls"].is_object() && server["raft"].as_str().unwrap().contains("term"));
+        assert!(
+            server["metrics"].as_array().unwrap().iter().any(|line| line.as_str().unwrap().starts_with("fairlead_"))
+        );
+    }
+    // What can't be asked is said, and nothing is written over.
+    assert!(servers[2]["error"].is_string(), "{}", servers[2]);
+    let again = cluster.run(&["debug", "--file", path], "");
+    assert!(!again.status.success() && text(&again.stderr).contains("exists"), "{}", text(&again.stderr));
+}

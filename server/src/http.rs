@@ -36,8 +36,8 @@ const MAX_STREAMS: u32 = 32;
 /// A member that reaches no quorum within this is not ready.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// `/livez` and `/readyz`: alive while storage works; ready while a quorum confirms reads and this member votes, so that
-/// the next one may be restarted.
+/// `/livez` and `/readyz`: alive while storage works; ready while a quorum confirms reads and this member has its data, so
+/// that the next one may be restarted.
 pub fn health(consensus: Consensus) -> Router {
     Router::new()
         .route("/livez", get(livez))

@@ -121,6 +121,13 @@ impl Sent {
     }
 }
 
+/// What was sent and is let go of without an answer may have been executed: whoever waits must not take it for not sent.
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.close(|| ProposeError::Unknown("the way to the leader ended".into()));
+    }
+}
+
 /// The stream's body: takes what waits.
 struct Body {
     waiting: mpsc::Receiver<Waiting>,
@@ -172,8 +179,7 @@ async fn run(mut client: PeerClient<Channel>, body: Body, published: watch::Rece
         Ok(answers) => {
             let mut line = Line { sent: sent.clone(), published, decided: BTreeMap::new() };
             let why = line.receive(answers.into_inner()).await;
-            line.sent.close(|| ProposeError::Unknown(format!("the leader did not answer: {why}")));
-            line.release(true);
+            sent.close(|| ProposeError::Unknown(format!("the leader did not answer: {why}")));
         }
         Err(status) if never_sent(&status) => {
             sent.close(|| ProposeError::NotProposed(format!("the leader can't be reached: {}", status.message())))
@@ -190,6 +196,13 @@ struct Line {
     published: watch::Receiver<Published>,
     /// Decided, and not yet applied here: by index and id.
     decided: BTreeMap<(u64, u64), (Instant, Outcome, Reply)>,
+}
+
+/// What was decided is answered in any case.
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.release(true);
+    }
 }
 
 impl Line {
@@ -340,4 +353,32 @@ async fn propose(consensus: &Consensus, (ids, entries): Entries, to: &Answers) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fairlead_proto::internal::v1::Entry;
+
+    #[tokio::test]
+    async fn what_was_sent_and_is_forgotten_is_unknown_and_what_was_decided_is_answered() {
+        let (_queue, waiting) = mpsc::channel(1);
+        let body = Body { waiting, sent: Arc::default(), header: PeerHeader::default() };
+        let propose = || {
+            let (reply, decided) = oneshot::channel();
+            (Waiting { logged: Logged::from(Entry::default()), reply }, decided)
+        };
+        let (sent, forgotten) = propose();
+        let (known, decided) = propose();
+        assert_eq!(body.take(vec![sent, known]).unwrap().len(), 2);
+        let nothing = Published { snapshot: Arc::default(), index: 0, digests: Arc::default() };
+        let published = watch::channel(nothing).1;
+        let mut line = Line { sent: body.sent.clone(), published, decided: BTreeMap::new() };
+        let outcome = Outcome { revision: 7, ..Outcome::default() };
+        line.hear(Decision { id: 2, index: 9, outcome: Some(outcome), ..Decision::default() });
+        // As after a panic: nobody says anything more.
+        drop((line, body));
+        assert!(matches!(forgotten.await, Ok(Err(ProposeError::Unknown(_)))));
+        assert_eq!(decided.await.unwrap().unwrap().revision, 7);
+    }
 }

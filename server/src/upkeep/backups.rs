@@ -99,9 +99,8 @@ async fn once(consensus: &Consensus, schedule: &Schedule) -> Result<(), String> 
     let folder = schedule.folder.clone();
     let kept = list(&folder, &owner).map_err(|error| error.to_string())?;
     let newest = kept.iter().max().cloned();
-    if let Some(newest) = &newest
-        && age(&folder.join(&newest.name)) < schedule.every
-    {
+    // A file of a time that is still to come says nothing: the clock was wrong.
+    if kept.iter().filter_map(|one| age(&folder.join(&one.name))).any(|age| age < schedule.every) {
         return Ok(());
     }
     let confirmed = tokio::time::timeout(CONFIRMED_WITHIN, consensus.read()).await;
@@ -126,22 +125,27 @@ async fn once(consensus: &Consensus, schedule: &Schedule) -> Result<(), String> 
     done.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
-/// The backups of a member.
+/// The backups of a member; what is left of unfinished ones is removed.
 fn list(folder: &Path, owner: &Owner) -> io::Result<Vec<Kept>> {
     if !folder.is_dir() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
     let mut kept = Vec::new();
     for entry in fs::read_dir(folder)? {
-        kept.extend(entry?.file_name().to_str().and_then(|name| owner.parse(name)));
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        // What a crash cut short; this member writes one at a time.
+        if name.strip_suffix(ASIDE).is_some_and(|whole| owner.parse(whole).is_some()) {
+            fs::remove_file(folder.join(name))?;
+        }
+        kept.extend(owner.parse(name));
     }
     Ok(kept)
 }
 
-/// Time since a file was written; none if its clock is ahead of ours.
-fn age(file: &Path) -> Duration {
-    let written = fs::metadata(file).and_then(|metadata| metadata.modified());
-    written.ok().and_then(|written| written.elapsed().ok()).unwrap_or_default()
+/// Time since a file was written; `None` if that can't be told, or is to come.
+fn age(file: &Path) -> Option<Duration> {
+    fs::metadata(file).and_then(|metadata| metadata.modified()).ok()?.elapsed().ok()
 }
 
 /// Writes a file that only its owner may read: aside, synced, and then named. It holds the authorities' keys.
@@ -186,6 +190,23 @@ mod tests {
         ] {
             assert_eq!(owner.parse(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_wrong_clock_stops_no_backups_and_a_crash_leaves_none_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = Owner::new("c1", "n1");
+        let name = "fairlead-c1-n1-20990115T080000Z-r8.snapshot";
+        let others = "fairlead-c1-n2-20270115T080000Z-r8.snapshot.partial";
+        for name in [name, others, "fairlead-c1-n1-20270115T080000Z-r8.snapshot.partial"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        assert_eq!(list(dir.path(), &owner).unwrap().len(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "another member's stays");
+        assert!(age(&dir.path().join(name)).is_some());
+        let future = SystemTime::now() + Duration::from_secs(1_000_000);
+        File::open(dir.path().join(name)).unwrap().set_modified(future).unwrap();
+        assert_eq!(age(&dir.path().join(name)), None);
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub fn judge(limits: Limits, seen: &Seen, was: &Verdict) -> Verdict {
             mib(seen.state),
             mib(limits.quota)
         ))
-    } else if short.len() * 2 > seen.voters.len() {
+    } else if !seen.voters.is_empty() && (seen.voters.len() - short.len()) * 2 <= seen.voters.len() {
         Some(format!(
             "{} have less than {} left on their disks (--min-free-mib), and the cluster would lose its majority with them: free some room there",
             short.join(", "),
@@ -202,6 +202,13 @@ mod tests {
         let still = judge(LIMITS, &seen(1, [Some(900), Some(205), Some(205)]), &most);
         assert!(still.refuse.is_some(), "not at once");
         assert_eq!(judge(LIMITS, &seen(1, [Some(900), Some(205), Some(211)]), &most).refuse, None);
+        // Of four voters, two are no majority.
+        let mut four = seen(1, [Some(900), Some(1), Some(900)]);
+        four.voters.insert("n4".into(), Some(900 * MIB));
+        assert_eq!(judge(LIMITS, &four, &none).refuse, None);
+        four.voters.insert("n4".into(), Some(1));
+        assert!(judge(LIMITS, &four, &none).refuse.is_some());
+        assert_eq!(judge(LIMITS, &Seen::default(), &none), none, "no voter is known yet");
     }
 
     #[test]
