@@ -19,6 +19,8 @@ use tonic::transport::Channel;
 
 /// Streams of one connection.
 const STREAMS: usize = 500;
+/// Streams that are being opened at once: a server takes a bounded number of requests from one client.
+const OPENING: u64 = 256;
 /// Time for one write to reach everybody.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Nodes' lease, seconds: the measured machine is too busy for a short one.
@@ -179,6 +181,7 @@ async fn watchers(on: Store, (server, pid): (&str, u32), (count, rounds): (usize
     let mut tasks = tokio::task::JoinSet::new();
     for index in 0..count {
         let (channel, tell, opened) = (channels[index % channels.len()].clone(), tell.clone(), opened.clone());
+        take_turn(&opened, index).await?;
         tasks.spawn(async move {
             match on {
                 Store::Fairlead => fairlead_watcher(channel, &tell, &opened).await,
@@ -207,6 +210,16 @@ async fn watchers(on: Store, (server, pid): (&str, u32), (count, rounds): (usize
     tasks.shutdown().await;
     // The server lets go of the streams.
     tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+/// Waits until few enough of those before are still being opened.
+async fn take_turn(opened: &AtomicU64, index: usize) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while index as u64 >= opened.load(Ordering::Relaxed) + OPENING {
+        ensure!(begun.elapsed() < PATIENCE, "no more streams are opened: {index} are asked for");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     Ok(())
 }
 
@@ -371,6 +384,7 @@ async fn nodes((server, pid): (&str, u32), (count, rounds): (usize, u64)) -> any
     for index in 0..count {
         let (channel, tell) = (channels[index % channels.len()].clone(), tell.clone());
         let counts = (opened.clone(), bytes.clone());
+        take_turn(&opened, index).await?;
         tasks.spawn(async move { node(channel, index, &tell, counts).await });
     }
     wait_until(&opened, count, &mut tasks).await?;

@@ -53,6 +53,7 @@ for what in fairlead etcd; do
     sleep 3
     said=$("$load" failover --on "$what" --servers "127.0.0.1:${base}00,127.0.0.1:${base}10,127.0.0.1:${base}20" --pids "$(IFS=,; echo "${members[*]}")")
     times+=("${said% *}")
+    wait "${said#* }" 2> /dev/null || true
     for i in 0 1 2; do [ "${members[i]}" != "${said#* }" ] || { "server_${what:0:1}" "$i"; members[i]=${pids[-1]}; }; done
   done
   printf '%s\n' "${times[@]}" | sort -n | awk -v what="$what" '{t[NR] = $1} END {printf "%-9s failover: best %.0f ms, median %.0f ms, worst %.0f ms of %d\n", what, t[1], t[int((NR + 1) / 2)], t[NR], NR}'
