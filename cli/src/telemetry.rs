@@ -16,7 +16,7 @@ use serde::Deserialize;
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::time::Duration;
-use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -87,13 +87,15 @@ pub fn start(settings: &Settings) -> anyhow::Result<Telemetry> {
         .with_ansi(std::io::stderr().is_terminal());
     let text = if settings.format == LogFormat::Json { text.json().boxed() } else { text.boxed() };
     // Spans of traces are no part of log lines.
-    let logged = filter.and(filter_fn(|metadata| metadata.target() != trace::TARGET));
+    let no_trace = format!("{}=off", trace::TARGET).parse().context("the filter of traces")?;
+    let logging = tracing_subscriber::registry().with(text.with_filter(filter.add_directive(no_trace)));
     let provider = tracer_provider(settings)?;
-    tracing_subscriber::registry()
-        .with(text.with_filter(logged))
-        .with(provider.as_ref().map(exported))
-        .try_init()
-        .context("logging was started twice")?;
+    // Not an optional layer: one that is absent has no filter, and every library's every span would be made for it.
+    let started = match &provider {
+        Some(provider) => logging.with(exported(provider)).try_init(),
+        None => logging.try_init(),
+    };
+    started.context("logging was started twice")?;
     Ok(switched_on(provider))
 }
 
@@ -125,12 +127,13 @@ fn exported<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
+    let wanted = filter_fn(|metadata| metadata.is_span() && metadata.target() == trace::TARGET);
     tracing_opentelemetry::layer()
         .with_tracer(provider.tracer("fairlead"))
         .with_location(false)
         .with_threads(false)
         .with_target(false)
-        .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == trace::TARGET))
+        .with_filter(wanted.with_max_level_hint(LevelFilter::INFO))
 }
 
 /// `None`: nobody wants traces.

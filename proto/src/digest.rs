@@ -22,6 +22,13 @@ impl SetDigest {
         }
     }
 
+    /// Adds all members of another set.
+    pub fn add_all(&mut self, other: Self) {
+        for (lane, word) in self.0.iter_mut().zip(other.0) {
+            *lane = lane.wrapping_add(word);
+        }
+    }
+
     /// The digest as 32 bytes.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {

@@ -402,6 +402,14 @@ impl ViewDigest {
     pub fn add_pod(&mut self, pod: &Pod) {
         self.0.add(POD, &pod.encode_to_vec());
     }
+    /// Counts a pod of the node out.
+    pub fn remove_pod(&mut self, pod: &Pod) {
+        self.0.remove(POD, &pod.encode_to_vec());
+    }
+    /// Counts everything in that another digest counts.
+    pub fn add_all(&mut self, other: Self) {
+        self.0.add_all(other.0);
+    }
     /// Counts a node in.
     pub fn add_node(&mut self, node: &NodeItem) {
         self.0.add(NODE, &node.encode_to_vec());

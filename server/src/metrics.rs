@@ -20,6 +20,7 @@ pub const METRICS: &[Metric] = &[
     gauge("fairlead_raft_applied_index", "Index of the last applied log entry."),
     gauge("fairlead_raft_proposals", "Writes of this member's clients that are not decided yet."),
     counter("fairlead_raft_leader_changes_total", "Times that this member learned of another leader, or of none."),
+    counter("fairlead_raft_suspicions_total", "Times that this member asked for votes because its leader had died."),
     gauge("fairlead_state_revision", "Revision of the cluster, as applied here."),
     gauge("fairlead_state_compacted_revision", "Changes at or below this revision are forgotten."),
     gauge("fairlead_state_objects", "Objects."),

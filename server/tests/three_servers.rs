@@ -64,6 +64,8 @@ struct Cluster {
     list: Vec<(String, String)>,
     members: Vec<Option<Running>>,
     snapshot_entries: u64,
+    /// For members that start from now on.
+    election_ms: (u64, u64),
 }
 
 impl Drop for Cluster {
@@ -111,7 +113,13 @@ impl Cluster {
             .enumerate()
             .map(|(index, held)| (format!("n{}", index + 1), held.local_addr().unwrap().to_string()))
             .collect();
-        Self { dir: tempfile::tempdir().unwrap(), list, members: (0..count).map(|_| None).collect(), snapshot_entries }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            list,
+            members: (0..count).map(|_| None).collect(),
+            snapshot_entries,
+            election_ms: ConsensusConfig::default().election_ms,
+        }
     }
 
     fn data_dir(&self, index: usize) -> PathBuf {
@@ -127,6 +135,7 @@ impl Cluster {
             initial_cluster: self.list.clone(),
             snapshot_entries: self.snapshot_entries,
             keep_entries: 10,
+            election_ms: self.election_ms,
             ..ConsensusConfig::default()
         }
     }
@@ -257,6 +266,31 @@ async fn writes_through_any_member_are_read_on_every_member_and_survive_the_lead
         "a read on the restarted member reflects the write"
     );
     cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_died_is_replaced_without_waiting_for_the_time_of_an_election() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    let leader = cluster.leader().await;
+    // Whoever waits for this time fails the test.
+    cluster.election_ms = (120_000, 180_000);
+    let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
+    for index in &others {
+        cluster.stop_member(*index).await;
+        cluster.start_member(*index).await;
+        assert_eq!(cluster.create(*index, &format!("before-{index}")).await.rejection, None);
+    }
+    assert_eq!(cluster.leader().await, leader);
+    cluster.kill_member(leader);
+    assert_eq!(cluster.create(others[0], "after").await.rejection, None);
+    assert_ne!(cluster.leader().await, leader);
+    // Two of three: the next one's death leaves nobody who could be elected, and none who stands for it.
+    let term = cluster.member(others[0]).status().term;
+    let last = cluster.leader().await;
+    let left = others.iter().copied().find(|index| *index != last).unwrap();
+    cluster.kill_member(last);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.member(left).status().term, term, "it asked for votes without a majority");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const CRATES: [&str; 5] = ["proto", "server", "agent", "cli", "jepsen"];
 
 /// Files and folders of synchronous functions without IO, clock, randomness or unordered maps.
-const PURE: [&str; 21] = [
+const PURE: [&str; 22] = [
     "proto/src/convert",
     "proto/src/digest.rs",
     "proto/src/json.rs",
@@ -23,6 +23,7 @@ const PURE: [&str; 21] = [
     "server/src/api/past.rs",
     "server/src/sync/delta.rs",
     "server/src/sync/item.rs",
+    "server/src/sync/stamped.rs",
     "server/src/watch/history.rs",
     "server/src/storage/keys.rs",
     "agent/src/kernel/ipvs_model.rs",

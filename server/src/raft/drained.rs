@@ -67,8 +67,12 @@ impl Consensus {
 
     /// Lets this member stand for election if nothing speaks against it.
     pub(super) fn may_elect(&self) {
-        let may = !self.is_drained() && !self.is_returning() && self.failure().is_none();
-        self.inner.raft.runtime_config().elect(may);
+        self.inner.raft.runtime_config().elect(self.may_lead());
+    }
+
+    /// Nothing speaks against this member's leading.
+    pub(super) fn may_lead(&self) -> bool {
+        !self.is_drained() && !self.is_returning() && self.failure().is_none()
     }
 
     /// Follows what the state says of this member.

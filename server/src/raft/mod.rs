@@ -15,6 +15,7 @@ mod read;
 mod returning;
 mod service;
 mod start;
+mod suspicion;
 pub mod types;
 
 pub use propose::ProposeError;
@@ -34,6 +35,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use suspicion::Suspicion;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -74,6 +76,7 @@ struct Inner {
     returning: Arc<AtomicBool>,
     /// It was told not to lead.
     drained: Arc<AtomicBool>,
+    suspicion: Suspicion,
     /// One change of the members at a time.
     managing: tokio::sync::Mutex<()>,
     /// Traced changes of late.

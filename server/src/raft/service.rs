@@ -5,6 +5,7 @@ use crate::pki::listener::Caller;
 use crate::raft::forward;
 use crate::raft::membership::ManageError;
 use crate::raft::peers::{Peers, REMOVED};
+use crate::raft::suspicion::Incoming;
 use crate::raft::types::TypeConfig;
 use crate::raft::{Consensus, Raft};
 use crate::storage::{SnapshotStore, codec};
@@ -141,7 +142,9 @@ impl peer_server::Peer for PeerService {
         let (who, request) = opened(request);
         self.check(&who, request.header.as_ref())?;
         self.may_vote()?;
-        let answer = self.raft()?.vote(vote_request(&request)?).await.map_err(fatal)?;
+        let mut request = vote_request(&request)?;
+        request.leadership_transfer |= self.consensus()?.has_given_up_its_leader();
+        let answer = self.raft()?.vote(request).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }
 
@@ -162,9 +165,16 @@ impl peer_server::Peer for PeerService {
         let peers = self.peers.clone();
         // A message that can't be taken ends the stream: Raft sends it again on a new one.
         let (who, messages) = opened(request);
-        let requests = messages.scan((), move |(), message| {
+        let incoming = Incoming::new(self.consensus()?.clone());
+        let ended = futures::stream::once(futures::future::ready(None));
+        let requests = messages.map(Some).chain(ended).scan(incoming, move |incoming, message| {
+            let Some(message) = message else {
+                incoming.ended = true;
+                return futures::future::ready(None);
+            };
             let taken = message.and_then(|message| {
                 peers.check(&who, message.header.as_ref())?;
+                incoming.from = message.header.as_ref().map(|header| header.from);
                 append_request(message)
             });
             if let Err(status) = &taken {
@@ -312,6 +322,13 @@ impl peer_server::Peer for PeerService {
         }
         consensus.fence(request.index, &request.reason);
         Ok(Response::new(wire::FenceResponse {}))
+    }
+
+    async fn lost(&self, request: Request<wire::LostRequest>) -> Result<Response<wire::LostResponse>, Status> {
+        let (who, request) = opened(request);
+        self.check(&who, request.header.as_ref())?;
+        self.may_vote()?;
+        Ok(Response::new(self.consensus()?.lost(request).await))
     }
 
     async fn member_status(&self, _: Request<wire::MemberStatusRequest>) -> Result<Response<MemberStatus>, Status> {

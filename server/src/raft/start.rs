@@ -11,7 +11,8 @@ use crate::raft::propose::MAX_PROPOSALS;
 use crate::raft::read::{Rounds, Waiter};
 use crate::raft::returning;
 use crate::raft::service::{MAX_INCOMING, PeerApi, PeerService};
-use crate::raft::types::{MemberAddress, member_id};
+use crate::raft::suspicion::Suspicion;
+use crate::raft::types::{MemberAddress, member_id, raft_config};
 use crate::raft::{Consensus, Inner, MAX_MESSAGE};
 use crate::storage::{Identity, OpenError, Storage, backup};
 use crate::tracer::Tracer;
@@ -19,7 +20,6 @@ use crate::write::stamp;
 use fairlead_proto::internal::v1::{InitCluster, Member, SetMember, command, peer_server::PeerServer};
 use fairlead_proto::tls::Transport;
 use ipnet::{IpNet, Ipv4Net};
-use openraft::SnapshotPolicy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -180,6 +180,7 @@ impl Consensus {
         tokio::spawn(consensus.clone().run_rounds(queue));
         tokio::spawn(consensus.clone().follow_drained());
         tokio::spawn(consensus.clone().stand_in());
+        tokio::spawn(consensus.clone().follow_suspicion());
         if absent.load(Ordering::Acquire) {
             tokio::spawn(consensus.clone().come_back(ended));
         } else if config.joined.is_none()
@@ -204,7 +205,7 @@ impl Consensus {
         let held = storage.held();
         #[cfg(test)]
         let database = storage.database.clone();
-        let raft_config = Arc::new(raft_config(config, storage.returning)?);
+        let raft_config = Arc::new(raft_config(config, storage.returning).map_err(StartError::Raft)?);
         let network = Network(peers.clone());
         let raft = openraft::Raft::new(id, raft_config, network, storage.log, storage.machine);
         let raft = raft.await.map_err(|error| StartError::Raft(error.to_string()))?;
@@ -232,6 +233,7 @@ impl Consensus {
             cancel,
             returning,
             drained: Arc::default(),
+            suspicion: Suspicion::default(),
             managing: tokio::sync::Mutex::new(()),
             traced,
             held,
@@ -366,28 +368,6 @@ fn check_founding(config: &ConsensusConfig) -> Result<(), StartError> {
         return Ok(());
     };
     Err(StartError::Founding(format!("--initial-cluster: {problem}")))
-}
-
-fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<openraft::Config, StartError> {
-    let raft = openraft::Config {
-        cluster_name: "fairlead".into(),
-        heartbeat_interval: config.heartbeat_ms,
-        election_timeout_min: config.election_ms.0,
-        election_timeout_max: config.election_ms.1,
-        enable_elect: !returning,
-        enable_pre_vote: Some(true),
-        // A leader that hears no quorum falls silent now and then, so that those who hear it but can't answer elect.
-        quorum_loss_probe_interval: Some(config.election_ms.1 * 2),
-        // A member that lost its data is fed from the beginning. Safe only because such a member doesn't vote (see
-        // `returning`) and any other loss refuses to start.
-        allow_log_reversion: Some(true),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
-        max_in_snapshot_log_to_keep: config.keep_entries,
-        purge_batch_size: 256,
-        install_snapshot_timeout: 300_000,
-        ..openraft::Config::default()
-    };
-    raft.validate().map_err(|error| StartError::Raft(error.to_string()))
 }
 
 async fn serve(

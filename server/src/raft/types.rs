@@ -1,6 +1,8 @@
-//! openraft's type parameters, filled with ours.
+//! openraft's type parameters, filled with ours, and its settings.
 
+use crate::raft::ConsensusConfig;
 use fairlead_proto::internal::v1::{Entry as LoggedEntry, Outcome};
+use openraft::SnapshotPolicy;
 use prost::Message as _;
 use prost::bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -92,4 +94,27 @@ pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub fn member_id(name: &str) -> u64 {
     let hash = Sha256::digest(name.as_bytes()).iter().take(8).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
     (hash >> 11).max(1)
+}
+
+/// openraft's settings for a member; one that lost its data doesn't elect.
+pub(super) fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<openraft::Config, String> {
+    let raft = openraft::Config {
+        cluster_name: "fairlead".into(),
+        heartbeat_interval: config.heartbeat_ms,
+        election_timeout_min: config.election_ms.0,
+        election_timeout_max: config.election_ms.1,
+        enable_elect: !returning,
+        enable_pre_vote: Some(true),
+        // A leader that hears no quorum falls silent now and then, so that those who hear it but can't answer elect.
+        quorum_loss_probe_interval: Some(config.election_ms.1 * 2),
+        // A member that lost its data is fed from the beginning. Safe only because such a member doesn't vote (see
+        // `returning`) and any other loss refuses to start.
+        allow_log_reversion: Some(true),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
+        max_in_snapshot_log_to_keep: config.keep_entries,
+        purge_batch_size: 256,
+        install_snapshot_timeout: 300_000,
+        ..openraft::Config::default()
+    };
+    raft.validate().map_err(|error| error.to_string())
 }

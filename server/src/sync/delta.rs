@@ -6,82 +6,17 @@
 use crate::machine::derive::{is_finished, pod_address};
 use crate::machine::{Change, Snapshot, State};
 use crate::sync::item::{node_endpoint, node_item, pod_item, service_item};
+use crate::sync::stamped::Stamped;
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
     Endpoint, EndpointRef, Endpoints, Kind, NodeDelta, NodeItem, Object, Pod, ServiceEndpoints, ServiceItem,
 };
-use fairlead_proto::view::{NamespacedName, NodeView, ViewDigest, endpoint_id};
+use fairlead_proto::view::{NamespacedName, NodeView, endpoint_id};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Items in one message of a delta; larger deltas are cut into parts (`NodeDelta::more`).
 pub const PART_ITEMS: usize = 2_000;
-
-/// A published snapshot with the digest of everything that all nodes' views share.
-#[derive(Clone)]
-pub struct Stamped {
-    /// The snapshot.
-    pub snapshot: Arc<Snapshot>,
-    shared: ViewDigest,
-}
-
-impl Stamped {
-    /// Stamps a snapshot from scratch: O(state).
-    #[must_use]
-    pub fn new(snapshot: Arc<Snapshot>) -> Self {
-        let mut shared = ViewDigest::default();
-        for object in snapshot.state.list(Kind::Service, "") {
-            add_service(&mut shared, &snapshot.state, object);
-        }
-        for object in snapshot.state.list(Kind::Node, "") {
-            if let Some(node) = object.as_node() {
-                shared.add_node(&node_item(node));
-            }
-        }
-        Self { snapshot, shared }
-    }
-
-    /// Stamps the next snapshot: O(changes between), or from scratch if the window no longer holds them.
-    #[must_use]
-    pub fn advance(&self, next: Arc<Snapshot>) -> Self {
-        let Some(changed) = changed_since(&next, self.snapshot.state.revision()) else { return Self::new(next) };
-        let mut shared = self.shared;
-        let delta = shared_delta(&next.state, &changed);
-        for gone in &delta.services_gone {
-            shared.remove_service(gone);
-        }
-        for item in &delta.services {
-            shared.add_service(item);
-        }
-        for (service, endpoint) in &delta.endpoints_gone {
-            shared.remove_endpoint(service, endpoint);
-        }
-        for (service, endpoint) in &delta.endpoints {
-            shared.add_endpoint(service, endpoint);
-        }
-        for (old, new) in &delta.nodes {
-            if let Some(old) = old {
-                shared.remove_node(old);
-            }
-            if let Some(new) = new {
-                shared.add_node(new);
-            }
-        }
-        Self { snapshot: next, shared }
-    }
-
-    /// Digest of one node's whole view.
-    #[must_use]
-    pub fn digest(&self, node: &str) -> Vec<u8> {
-        let mut digest = self.shared;
-        for object in self.snapshot.state.pods_on_node(node) {
-            if let Some(pod) = object.as_pod() {
-                digest.add_pod(&pod_item(pod));
-            }
-        }
-        digest.to_bytes()
-    }
-}
 
 /// The whole view of a node.
 #[must_use]
@@ -101,41 +36,102 @@ pub fn full(state: &State, node: &str) -> NodeView {
     view
 }
 
+/// What nodes need to get from one revision to another: the part that all of them share, and each one's own pods. It is
+/// made once for all nodes that stand at a revision.
+pub(crate) struct Step {
+    shared: NodeDelta,
+    pods: BTreeMap<String, OwnPods>,
+}
+
+/// What becomes of one node's pods.
+#[derive(Default)]
+struct OwnPods {
+    upsert: Vec<Pod>,
+    remove: Vec<String>,
+}
+
+impl Step {
+    /// From `revision` to the state's. `None`: the window no longer tells.
+    pub(crate) fn new(snapshot: &Snapshot, revision: u64) -> Option<Self> {
+        let changed = changed_since(snapshot, revision)?;
+        let shared = shared_delta(&snapshot.state, &changed);
+        Some(Self::of(&snapshot.state, revision, (shared, &changed)))
+    }
+
+    pub(super) fn of(state: &State, from: u64, of: (SharedDelta, &Changed)) -> Self {
+        let (shared, changed) = of;
+        let mut delta = NodeDelta { from: Some(from), to: state.revision(), ..NodeDelta::default() };
+        // An item that is merely replaced needs no removal: upserting it does that.
+        let replaced: BTreeSet<_> = shared.services.iter().map(|item| (&item.namespace, &item.name)).collect();
+        delta.remove_services = shared
+            .services_gone
+            .iter()
+            .filter(|item| !replaced.contains(&(&item.namespace, &item.name)))
+            .map(|item| format!("{}/{}", item.namespace, item.name))
+            .collect();
+        let removed: BTreeSet<_> = delta.remove_services.iter().cloned().collect();
+        delta.endpoints = endpoints_delta(&shared, &removed, state);
+        delta.upsert_services = shared.services;
+        for (old, new) in shared.nodes {
+            match (old, new) {
+                (_, Some(new)) => delta.upsert_nodes.push(new),
+                (Some(old), None) => delta.remove_nodes.push(old.name),
+                (None, None) => {}
+            }
+        }
+        Self { shared: delta, pods: own_pods(state, changed) }
+    }
+
+    /// What one node needs of it; `None` if nothing.
+    fn of_node(&self, stamped: &Stamped, node: &str) -> Option<NodeDelta> {
+        let own = self.pods.get(node);
+        if own.is_none() && is_empty(&self.shared) {
+            return None;
+        }
+        let mut delta = self.shared.clone();
+        if let Some(own) = own {
+            delta.upsert_pods.clone_from(&own.upsert);
+            delta.remove_pods.clone_from(&own.remove);
+        }
+        delta.digest = stamped.digest(node);
+        Some(delta)
+    }
+}
+
+fn own_pods(state: &State, changed: &Changed) -> BTreeMap<String, OwnPods> {
+    let mut pods: BTreeMap<String, OwnPods> = BTreeMap::new();
+    for (key, old) in changed.iter().filter(|(key, _)| key.kind == Kind::Pod) {
+        let old = old.as_ref().and_then(placed);
+        let new = state.get(key).and_then(placed);
+        if old == new {
+            continue;
+        }
+        let (was_on, is_on) = (old.map(|(node, _)| node), new.as_ref().map(|(node, _)| node.clone()));
+        if let Some(node) = was_on.filter(|node| Some(node) != is_on.as_ref()) {
+            pods.entry(node).or_default().remove.push(key.path());
+        }
+        if let Some((node, pod)) = new {
+            pods.entry(node).or_default().upsert.push(pod);
+        }
+    }
+    pods
+}
+
+/// The node that a pod is on, and what that node is told of it.
+pub(super) fn placed(object: &Arc<Object>) -> Option<(String, Pod)> {
+    let pod = object.as_pod()?;
+    let node = &pod.spec.as_ref()?.node_name;
+    (!node.is_empty()).then(|| (node.clone(), pod_item(pod)))
+}
+
 /// Takes a node's view from revision `have` (`None`: nothing) to the snapshot's. `None` as an answer: nothing that
 /// concerns this node changed, so a view of `have` is a view of the snapshot's revision too.
 #[must_use]
 pub fn delta(stamped: &Stamped, node: &str, have: Option<u64>) -> Option<NodeDelta> {
-    let state = &stamped.snapshot.state;
-    let changed = have.and_then(|revision| changed_since(&stamped.snapshot, revision));
-    let (Some(from), Some(changed)) = (have, changed) else {
-        return Some(full(state, node).to_delta());
-    };
-    let shared = shared_delta(state, &changed);
-    let mut delta = NodeDelta { from: Some(from), to: state.revision(), ..NodeDelta::default() };
-    // An item that is merely replaced needs no removal: upserting it does that.
-    let replaced: BTreeSet<_> = shared.services.iter().map(|item| (&item.namespace, &item.name)).collect();
-    delta.remove_services = shared
-        .services_gone
-        .iter()
-        .filter(|item| !replaced.contains(&(&item.namespace, &item.name)))
-        .map(|item| format!("{}/{}", item.namespace, item.name))
-        .collect();
-    let removed: BTreeSet<_> = delta.remove_services.iter().cloned().collect();
-    delta.endpoints = endpoints_delta(&shared, &removed, state);
-    delta.upsert_services = shared.services;
-    for (old, new) in shared.nodes {
-        match (old, new) {
-            (_, Some(new)) => delta.upsert_nodes.push(new),
-            (Some(old), None) => delta.remove_nodes.push(old.name),
-            (None, None) => {}
-        }
+    match have.and_then(|revision| stamped.step_from(revision)) {
+        Some(step) => step.of_node(stamped, node),
+        None => Some(full(&stamped.snapshot.state, node).to_delta()),
     }
-    add_pods(&mut delta, state, (node, &changed));
-    if is_empty(&delta) {
-        return None;
-    }
-    delta.digest = stamped.digest(node);
-    Some(delta)
 }
 
 /// An empty step: tells the agent that its view also stands at a later revision.
@@ -197,8 +193,11 @@ fn cut(groups: Vec<ServiceEndpoints>) -> Vec<Vec<ServiceEndpoints>> {
     parts
 }
 
-/// First old and current state of each key changed after a revision; `None` if the window no longer tells.
-fn changed_since(snapshot: &Snapshot, revision: u64) -> Option<BTreeMap<Key, Option<Arc<Object>>>> {
+/// The state before of each object that changed.
+pub(super) type Changed = BTreeMap<Key, Option<Arc<Object>>>;
+
+/// What changed after a revision; `None` if the window no longer tells.
+pub(super) fn changed_since(snapshot: &Snapshot, revision: u64) -> Option<Changed> {
     if revision > snapshot.state.revision() {
         return None;
     }
@@ -212,17 +211,17 @@ fn changed_since(snapshot: &Snapshot, revision: u64) -> Option<BTreeMap<Key, Opt
 
 /// What changed in the part of the view that all nodes share. A changed service is both gone (old) and there (new).
 #[derive(Default)]
-struct SharedDelta {
-    services_gone: Vec<ServiceItem>,
-    services: Vec<ServiceItem>,
-    endpoints_gone: Vec<(NamespacedName, Endpoint)>,
+pub(super) struct SharedDelta {
+    pub(super) services_gone: Vec<ServiceItem>,
+    pub(super) services: Vec<ServiceItem>,
+    pub(super) endpoints_gone: Vec<(NamespacedName, Endpoint)>,
     /// Addresses that several of a service's old endpoints have.
     shared_addresses: BTreeSet<(NamespacedName, String)>,
-    endpoints: Vec<(NamespacedName, Endpoint)>,
-    nodes: Vec<(Option<NodeItem>, Option<NodeItem>)>,
+    pub(super) endpoints: Vec<(NamespacedName, Endpoint)>,
+    pub(super) nodes: Vec<(Option<NodeItem>, Option<NodeItem>)>,
 }
 
-fn shared_delta(state: &State, changed: &BTreeMap<Key, Option<Arc<Object>>>) -> SharedDelta {
+pub(super) fn shared_delta(state: &State, changed: &Changed) -> SharedDelta {
     let mut delta = SharedDelta::default();
     // Services whose own object or endpoints record changed, each once.
     let mut names = BTreeSet::new();
@@ -247,7 +246,7 @@ fn shared_delta(state: &State, changed: &BTreeMap<Key, Option<Arc<Object>>>) -> 
     delta
 }
 
-fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &BTreeMap<Key, Option<Arc<Object>>>)) {
+fn service_delta(delta: &mut SharedDelta, state: &State, of: (&NamespacedName, &Changed)) {
     let (name, changed) = of;
     let before = |kind: Kind| {
         let key = Key::new(kind, &name.namespace, &name.name);
@@ -319,22 +318,6 @@ fn goes_on(state: &State, service: &NamespacedName, endpoint: &Endpoint) -> bool
     })
 }
 
-fn add_pods(delta: &mut NodeDelta, state: &State, of: (&str, &BTreeMap<Key, Option<Arc<Object>>>)) {
-    let (node, changed) = of;
-    for (key, old) in changed.iter().filter(|(key, _)| key.kind == Kind::Pod) {
-        let here = |object: &Arc<Object>| object.as_pod().filter(|pod| on_node(pod, node)).map(pod_item);
-        let old = old.as_ref().and_then(here);
-        let new = state.get(key).and_then(here);
-        if old == new {
-            continue;
-        }
-        match new {
-            Some(pod) => delta.upsert_pods.push(pod),
-            None => delta.remove_pods.push(key.path()),
-        }
-    }
-}
-
 fn is_empty(delta: &NodeDelta) -> bool {
     delta.remove_services.is_empty()
         && delta.upsert_services.is_empty()
@@ -345,20 +328,11 @@ fn is_empty(delta: &NodeDelta) -> bool {
         && delta.upsert_nodes.is_empty()
 }
 
-fn add_service(digest: &mut ViewDigest, state: &State, object: &Object) {
-    let Some(item) = object.as_service().and_then(service_item) else { return };
-    let name = NamespacedName::new(&item.namespace, &item.name);
-    digest.add_service(&item);
-    for endpoint in endpoints_of(state, &name) {
-        digest.add_endpoint(&name, &endpoint);
-    }
-}
-
 fn by_id(record: &Endpoints) -> BTreeMap<(String, String), Endpoint> {
     record.endpoints.iter().map(|endpoint| (endpoint_id(endpoint), node_endpoint(endpoint))).collect()
 }
 
-fn endpoints_of(state: &State, service: &NamespacedName) -> impl Iterator<Item = Endpoint> {
+pub(super) fn endpoints_of(state: &State, service: &NamespacedName) -> impl Iterator<Item = Endpoint> {
     let record = state.get(&Key::new(Kind::Endpoints, &service.namespace, &service.name));
     let endpoints = record.and_then(|object| object.as_endpoints()).into_iter().flat_map(|record| &record.endpoints);
     endpoints.map(node_endpoint)
@@ -370,10 +344,6 @@ fn of_service(service: &NamespacedName) -> ServiceEndpoints {
         service: service.name.clone(),
         ..ServiceEndpoints::default()
     }
-}
-
-fn on_node(pod: &Pod, node: &str) -> bool {
-    pod.spec.as_ref().is_some_and(|spec| spec.node_name == node)
 }
 
 #[cfg(test)]

@@ -6,3 +6,4 @@ pub mod delta;
 pub mod drift;
 pub mod item;
 pub mod session;
+pub mod stamped;

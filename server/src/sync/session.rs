@@ -8,8 +8,9 @@ use crate::machine::Snapshot;
 use crate::pki::Identity;
 use crate::raft::Consensus;
 use crate::sync::board::{Board, Word};
-use crate::sync::delta::{self, Stamped};
+use crate::sync::delta;
 use crate::sync::drift::Drifts;
+use crate::sync::stamped::Stamped;
 use crate::write::{Writer, now_ms, rfc3339};
 use fairlead_proto::internal::v1::{NodeUp, ReportPods, ReportedPod, command};
 use fairlead_proto::trace;
@@ -324,7 +325,7 @@ impl Session {
         queries: &mut mpsc::Receiver<Query>,
     ) -> Option<String> {
         let mut stamped = self.shared.stamped.clone();
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut tick = tokio::time::interval(STEP_EVERY / 2);
         self.welcome().await?;
         loop {
             let newest = stamped.borrow_and_update().clone();

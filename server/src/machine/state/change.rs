@@ -40,12 +40,19 @@ impl State {
     /// Puts, replaces or (with `None`) removes an object; returns the one before.
     pub(in crate::machine) fn replace(&mut self, key: &Key, new: Option<ObjectRef>) -> Option<ObjectRef> {
         let old = self.objects.get(key).cloned();
+        let entries = |object: Option<&ObjectRef>| object.map(|object| Entries::of(key, object)).unwrap_or_default();
+        let (before, after) = (entries(old.as_ref()), entries(new.as_ref()));
+        // Most changes leave them alone.
+        if before != after {
+            self.unindex(key, before);
+            self.index(key, after);
+        }
         if let Some(old) = &old {
-            self.unindex(key, old);
+            self.count_out(old);
         }
         match new {
             Some(new) => {
-                self.index(key, &new);
+                self.count_in(&new);
                 self.objects.insert_mut(key.clone(), new);
             }
             None if old.is_some() => drop(self.objects.remove_mut(key)),
@@ -183,54 +190,78 @@ impl State {
         }
     }
 
-    fn index(&mut self, key: &Key, object: &Object) {
+    fn count_in(&mut self, object: &Object) {
         let encoded = object.encode_to_vec();
         self.bytes += encoded.len() as u64;
         self.digest.add(DIGEST_OBJECT, &encoded);
-        if let Some(pod) = object.as_pod() {
-            if let Some(node) = derive::node_of(pod) {
-                self.pods_by_node.insert_mut((node.to_owned(), key.clone()), ());
-            }
-            if let Some(address) = derive::claimed_address(pod) {
-                self.pods_by_address.insert_mut((address, key.clone()), ());
-            }
-        }
-        if let Some(service) = object.as_service() {
-            if let Some(pair) = selector_pair(key, service) {
-                self.services_by_selector.insert_mut(pair, ());
-            }
-            for address in cluster_addresses(service) {
-                self.addresses.take(address);
-            }
-            for port in node_ports(service) {
-                self.node_ports.take(port.into());
-            }
-        }
     }
 
-    fn unindex(&mut self, key: &Key, object: &Object) {
+    fn count_out(&mut self, object: &Object) {
         let encoded = object.encode_to_vec();
         self.bytes -= encoded.len() as u64;
         self.digest.remove(DIGEST_OBJECT, &encoded);
+    }
+
+    fn index(&mut self, key: &Key, entries: Entries) {
+        if let Some(node) = entries.node {
+            self.pods_by_node.insert_mut((node, key.clone()), ());
+        }
+        if let Some(address) = entries.address {
+            self.pods_by_address.insert_mut((address, key.clone()), ());
+        }
+        if let Some(pair) = entries.selector {
+            self.services_by_selector.insert_mut(pair, ());
+        }
+        for address in entries.cluster_addresses {
+            self.addresses.take(address);
+        }
+        for port in entries.node_ports {
+            self.node_ports.take(port.into());
+        }
+    }
+
+    fn unindex(&mut self, key: &Key, entries: Entries) {
+        if let Some(node) = entries.node {
+            self.pods_by_node.remove_mut(&(node, key.clone()));
+        }
+        if let Some(address) = entries.address {
+            self.pods_by_address.remove_mut(&(address, key.clone()));
+        }
+        if let Some(pair) = entries.selector {
+            self.services_by_selector.remove_mut(&pair);
+        }
+        for address in entries.cluster_addresses {
+            self.addresses.release(address);
+        }
+        for port in entries.node_ports {
+            self.node_ports.release(port.into());
+        }
+    }
+}
+
+/// What an object has in the indexes and takes from the pools.
+#[derive(Default, PartialEq, Eq)]
+struct Entries {
+    node: Option<String>,
+    address: Option<IpAddr>,
+    selector: Option<SelectorPair>,
+    cluster_addresses: Vec<IpAddr>,
+    node_ports: BTreeSet<u16>,
+}
+
+impl Entries {
+    fn of(key: &Key, object: &Object) -> Self {
+        let mut entries = Self::default();
         if let Some(pod) = object.as_pod() {
-            if let Some(node) = derive::node_of(pod) {
-                self.pods_by_node.remove_mut(&(node.to_owned(), key.clone()));
-            }
-            if let Some(address) = derive::claimed_address(pod) {
-                self.pods_by_address.remove_mut(&(address, key.clone()));
-            }
+            entries.node = derive::node_of(pod).map(str::to_owned);
+            entries.address = derive::claimed_address(pod);
         }
         if let Some(service) = object.as_service() {
-            if let Some(pair) = selector_pair(key, service) {
-                self.services_by_selector.remove_mut(&pair);
-            }
-            for address in cluster_addresses(service) {
-                self.addresses.release(address);
-            }
-            for port in node_ports(service) {
-                self.node_ports.release(port.into());
-            }
+            entries.selector = selector_pair(key, service);
+            entries.cluster_addresses = cluster_addresses(service);
+            entries.node_ports = node_ports(service);
         }
+        entries
     }
 }
 
