@@ -294,6 +294,27 @@ async fn a_leader_that_died_is_replaced_without_waiting_for_the_time_of_an_elect
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_restarts_leads_only_by_votes() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    cluster.create(0, "before").await;
+    let leader = cluster.leader().await;
+    let term = cluster.member(leader).status().term;
+    (0..3).for_each(|index| cluster.kill_member(index));
+    // What it had sent and not stored, the others may have: alone it must not go on in its term.
+    cluster.start_member(leader).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(!cluster.member(leader).is_leader());
+    assert_eq!(cluster.member(leader).status().leader, None);
+    for index in (0..3).filter(|index| *index != leader) {
+        cluster.start_member(index).await;
+    }
+    assert_eq!(cluster.create(leader, "after").await.rejection, None);
+    let next = cluster.leader().await;
+    assert!(cluster.member(next).status().term > term, "the term went on after a restart");
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn updates_through_members_in_turn_are_all_made_although_a_member_may_lag() {
     let cluster = Cluster::start(3, 1_000).await;
     cluster.create(0, "a").await;

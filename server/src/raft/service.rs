@@ -143,7 +143,7 @@ impl peer_server::Peer for PeerService {
         self.check(&who, request.header.as_ref())?;
         self.may_vote()?;
         let mut request = vote_request(&request)?;
-        request.leadership_transfer |= self.consensus()?.has_given_up_its_leader();
+        request.leadership_transfer |= self.consensus()?.has_no_leader_but(request.vote.leader_id.node_id);
         let answer = self.raft()?.vote(request).await.map_err(fatal)?;
         Ok(Response::new(vote_response(&answer)))
     }

@@ -189,6 +189,7 @@ impl Consensus {
             consensus.shutdown().await;
             return Err(error);
         }
+        tokio::spawn(consensus.clone().stand_again());
         tokio::spawn(consensus.clone().introduce(config));
         Ok(consensus)
     }

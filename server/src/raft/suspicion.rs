@@ -1,6 +1,7 @@
 //! A leader that died is replaced without waiting for the time of an election: its stream of entries breaks, its port
 //! refuses, a majority finds the same, and one of them asks for votes at once. A leader that only falls silent (a lost
-//! host, a cut network) refuses nothing, and is replaced when the time is over, as ever.
+//! host, a cut network) refuses nothing, and is replaced when the time is over, as ever. A leader that restarted leads no
+//! more, and asks for votes at once itself.
 //!
 //! INVARIANT: nobody is asked for a vote before a majority agrees, so one member's broken link disturbs no leader; and a
 //! voter passes over its leader's lease only for the very vote it agreed on. No read relies on a lease.
@@ -25,6 +26,10 @@ const ATTEMPT: Duration = Duration::from_millis(200);
 const TURN: Duration = Duration::from_millis(150);
 /// Time for the others to look for themselves.
 const ANSWER: Duration = Duration::from_millis(1_000);
+/// A leader that restarted asks for votes this often, in case the others are starting, too.
+const ASKS: u32 = 10;
+/// Between two times.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Time for which a voter's word holds.
 const HOLDS: Duration = Duration::from_secs(2);
 
@@ -94,6 +99,22 @@ impl Consensus {
         }
     }
 
+    /// Asks for votes after a restart, if this member led before it: it leads no more, and nobody need wait to believe that.
+    pub(super) async fn stand_again(self) {
+        use openraft::async_runtime::WatchReceiver as _;
+        for _ in 0..ASKS {
+            let metrics = self.inner.raft.metrics().borrow_watched().clone();
+            let led = metrics.vote.leader_id.node_id == self.inner.id && metrics.vote.leader_id.term > 0;
+            if !led || metrics.current_leader.is_some() || !self.may_lead() || self.inner.cancel.is_cancelled() {
+                return;
+            }
+            if let Err(error) = self.inner.raft.trigger().elect(false).await {
+                tracing::debug!(%error, "no election");
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// Stands for election if a leader is gone, in this member's turn, and a majority finds so.
     async fn replace(&self, leader: u64) {
         let Some(vote) = self.follows(leader) else { return };
@@ -145,11 +166,12 @@ impl Consensus {
         LostResponse { agreed, last_log_id: self.last_log_id().await }
     }
 
-    /// Whether this member agreed that the leader whose vote it holds is gone: then the lease that it granted is void.
-    pub(super) fn has_given_up_its_leader(&self) -> bool {
+    /// Whether the leader whose vote this member holds is known to lead no more: this member agreed that it is gone, or it
+    /// asks for votes itself. Then the lease that was granted to it is void.
+    pub(super) fn has_no_leader_but(&self, candidate: u64) -> bool {
         use openraft::async_runtime::WatchReceiver as _;
         let vote = codec::vote(&self.inner.raft.metrics().borrow_watched().vote);
-        self.inner.suspicion.agreed_on(&vote)
+        vote.node_id == candidate || self.inner.suspicion.agreed_on(&vote)
     }
 
     /// The vote by which a member leads this one; `None` if it doesn't, or is this member.
