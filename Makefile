@@ -6,7 +6,7 @@ FAIRLEAD := $(TARGET)/release/fairlead
 PREPARE := deploy/build/packages.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench bench-dataplane lint rocksdb clean
+.PHONY: help demo test build bench bench-dataplane jepsen lint rocksdb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,11 @@ bench-dataplane: ## what a change costs by data plane, at 1,000 to 45,000 servic
 	cargo build --release --locked --package fairlead --package fairlead-agent --bins --example load --example dataplane --example ipvs
 	@deploy/bench/dataplane.sh $(TARGET)/release/examples/dataplane $(FAIRLEAD)
 	@deploy/bench/ipvs.sh $(TARGET)/release/examples/ipvs
+
+jepsen: ## everything broken, every promise checked (as root, about 15 minutes; FULL=1: hours)
+	@$(PREPARE) build run jepsen
+	@$(MAKE) --no-print-directory rocksdb
+	@deploy/build/jepsen.sh $(or $(PROFILE),release) $(if $(FULL),full,short)
 
 lint: ## format, clippy, licences and bans
 	@$(PREPARE) build

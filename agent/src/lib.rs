@@ -43,6 +43,7 @@ use crate::state::{Loaded, StateError, Store};
 use crate::sync::{Greeting, Sync};
 use crate::tasks::{Ended, Tasks};
 use crate::witness::Reader;
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::Hello;
 use fairlead_proto::view::NodeView;
 use std::net::IpAddr;
@@ -105,6 +106,9 @@ pub enum AgentError {
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), AgentError> {
     let names = Names::new(&config.chain_prefix)?;
     check(&config)?;
+    if mutant::is_on(Mutant::FlushOnStart) {
+        mutant::flush();
+    }
     let mode = modes::resolve(config.mode, config.netns.clone()).await?;
     let (store, loaded) = Store::open(&config.state_dir)?;
     let node_ip = node_ip(&config, &loaded.view).await?;

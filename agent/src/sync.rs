@@ -10,6 +10,7 @@ use crate::dataplane::Dataplane;
 use crate::reconcile::Progress;
 use crate::shared::Shared;
 use crate::state::{Store, snapshot};
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::tls::{SERVER_NAME, Transport};
 use fairlead_proto::trace;
 use fairlead_proto::v1::node_sync_client::NodeSyncClient;
@@ -147,6 +148,9 @@ impl Sync {
                 end = self.stream(&server) => end,
             };
             metrics::counter!("fairlead_agent_stream_ends_total").increment(1);
+            if mutant::is_on(Mutant::FlushOnDisconnect) {
+                mutant::flush();
+            }
             let said = end.to_string();
             // The same trouble at every attempt is said once; the rules stay all the while.
             if said == last {

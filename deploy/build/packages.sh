@@ -2,7 +2,7 @@
 # Installs the Debian packages that a purpose needs, and only those that are missing. Says what it does. No installed
 # daemon is started, now or at the next boot: a policy-rc.d refuses starts for the time of the install (an own one of
 # the machine is left as it is), and what the packages enabled is disabled again.
-# Usage: packages.sh PURPOSE…    build: to compile · run: what an agent calls · vm: a kernel with IPVS · demo · test · bench
+# Usage: packages.sh PURPOSE…    build: to compile · run: what an agent calls · vm: a kernel with IPVS · demo · test · jepsen · bench
 set -euo pipefail
 packages=()
 for purpose in "$@"; do
@@ -12,8 +12,9 @@ for purpose in "$@"; do
     vm) packages+=(user-mode-linux kmod ipset ipvsadm gcc) ;;
     demo) packages+=(nginx curl bind9-dnsutils procps) ;;
     test) packages+=(conntrack curl bind9-dnsutils procps) ;;
+    jepsen) packages+=(faketime) ;;
     bench) packages+=(etcd-server curl procps) ;;
-    *) echo "packages.sh: no purpose is called $purpose: build, run, vm, demo, test or bench" >&2; exit 2 ;;
+    *) echo "packages.sh: no purpose is called $purpose: build, run, vm, demo, test, jepsen or bench" >&2; exit 2 ;;
   esac
 done
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then

@@ -99,7 +99,7 @@ impl Cluster {
     /// A small disk in memory: it can be filled without harm.
     fn mount(&self, place: &Path) -> anyhow::Result<()> {
         let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &format!("size={DISK_MIB}m"), "tmpfs"]).arg(place);
+        command.args(["-t", "tmpfs", "-o", &format!("size={DISK_MIB}m"), "fairlead-jepsen"]).arg(place);
         ensure!(command.status()?.success(), "a tmpfs can't be mounted on {}", place.display());
         lock(&self.mounted).push(place.to_owned());
         Ok(())
@@ -270,14 +270,30 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let hosts: Vec<Host> = self.all().collect();
-        for host in hosts {
+/// Takes the disks below a folder away: for a harness that is told to stop in the middle of a run.
+pub fn sweep(store: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let ours = mounts.lines().filter_map(|line| line.strip_prefix("fairlead-jepsen ")?.split_whitespace().next());
+    for place in ours.filter(|place| Path::new(place).starts_with(store)) {
+        let _ = Command::new("umount").arg("-l").arg(place).status();
+    }
+}
+
+impl Cluster {
+    /// Ends every process and takes disks and hosts away. It may be done more than once.
+    pub fn down(&self) {
+        for host in self.all() {
             self.kill(host);
         }
         for place in lock(&self.mounted).drain(..) {
             let _ = Command::new("umount").arg("-l").arg(&place).status();
         }
+        self.hosts.down();
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.down();
     }
 }

@@ -8,7 +8,12 @@ use anyhow::{Context as _, ensure};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Runs of this process, so far.
+static RUNS: AtomicU32 = AtomicU32::new(0);
 
 /// A host of the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +72,7 @@ impl Hosts {
     /// # Errors
     /// A command of `ip` that fails; what was made before is taken away.
     pub fn up(servers: u8, agents: u8) -> anyhow::Result<Self> {
-        let mut hosts = Self { id: format!("flj{}", std::process::id()), made: Vec::new() };
+        let mut hosts = Self { id: format!("{}{}", id(), RUNS.fetch_add(1, Ordering::Relaxed)), made: Vec::new() };
         hosts.make("sw")?;
         let switch = hosts.namespace("sw");
         run(&format!("ip -n {switch} link add br0 type bridge"))?;
@@ -111,6 +116,11 @@ impl Hosts {
         run(&format!("ip netns exec {namespace} sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0"))
     }
 
+    /// Takes everything away. It may be done more than once.
+    pub fn down(&self) {
+        self.made.iter().rev().filter(|namespace| is_there(namespace)).for_each(|namespace| take_away(namespace));
+    }
+
     /// The namespace of a host.
     #[must_use]
     pub fn namespace(&self, name: &str) -> String {
@@ -152,18 +162,38 @@ pub fn pod_address(agent: u8) -> Ipv4Addr {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for namespace in self.made.iter().rev() {
-            // Whatever still runs there was started by this run.
-            if let Ok(pids) = Command::new("ip").args(["netns", "pids", namespace]).output() {
-                for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
-                    if let Ok(pid) = pid.parse::<i32>().map(nix::unistd::Pid::from_raw)
-                        && pid != nix::unistd::getpid()
-                    {
-                        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-                    }
-                }
+        self.down();
+    }
+}
+
+/// What the names of this process' namespaces begin with.
+fn id() -> String {
+    format!("flj{}r", std::process::id())
+}
+
+fn is_there(namespace: &str) -> bool {
+    Path::new("/run/netns").join(namespace).exists()
+}
+
+/// Ends what runs in a namespace (all of it was started by this run), and removes it.
+fn take_away(namespace: &str) {
+    if let Ok(pids) = Command::new("ip").args(["netns", "pids", namespace]).output() {
+        for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
+            if let Ok(pid) = pid.parse::<i32>().map(nix::unistd::Pid::from_raw)
+                && pid != nix::unistd::getpid()
+            {
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             }
-            let _ = run(&format!("ip netns del {namespace}"));
         }
     }
+    let _ = run(&format!("ip netns del {namespace}"));
+}
+
+/// Takes every namespace of this process away: for one that is told to stop in the middle of a run.
+pub fn sweep() {
+    let listed = Command::new("ip").args(["netns", "list"]).output().map(|output| output.stdout).unwrap_or_default();
+    let own = id();
+    let names = String::from_utf8_lossy(&listed).into_owned();
+    let names = names.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| name.starts_with(&own)).for_each(take_away);
 }

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod edn;
 pub mod history;
 pub mod hosts;
+pub mod mutants;
 pub mod nemesis;
 pub mod random;
 pub mod report;

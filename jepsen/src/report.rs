@@ -80,6 +80,16 @@ impl Report {
         }
     }
 
+    /// Judges that found a promise broken, each with the kind of its first anomaly.
+    #[must_use]
+    pub fn broken(&self) -> Vec<String> {
+        let broken = self.checks.iter().filter_map(|(check, verdict)| match verdict {
+            Verdict::Broken(anomalies) => Some(format!("{check}: {}", anomalies.first()?.kind)),
+            Verdict::Valid | Verdict::Unknown(_) => None,
+        });
+        broken.collect()
+    }
+
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {

@@ -77,9 +77,17 @@ async fn play(plan: &Plan, hosts: Hosts) -> anyhow::Result<Report> {
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let cluster = Arc::new(Cluster::new(hosts, (plan.scenario.servers, AGENTS), &plan.program, &dir)?);
     let stage = Arc::new(Stage::new(cluster.clone()));
-    let vip = set_up(plan, &stage).await.context("set-up")?;
+    let report = on_stage(plan, &stage, &dir).await;
+    // Threads and tasks that still hold the stage find it empty.
+    stage.stop();
+    cluster.down();
+    report
+}
+
+async fn on_stage(plan: &Plan, stage: &Arc<Stage>, dir: &Path) -> anyhow::Result<Report> {
+    let vip = set_up(plan, stage).await.context("set-up")?;
     let mut random = Random::new(plan.seed);
-    begin(&stage, &mut random, vip);
+    begin(stage, &mut random, vip);
     tokio::time::sleep(WARM_UP.0).await;
     let warm = stage.done();
     ensure!(warm >= WARM_UP.1, "only {warm} operations in the warm-up: this machine is too busy to judge anything");
@@ -87,13 +95,13 @@ async fn play(plan: &Plan, hosts: Hosts) -> anyhow::Result<Report> {
     let schedule =
         schedule.unwrap_or_else(|| nemesis::schedule(plan.scenario.faults, plan.seconds, plan.seed ^ 0x5eed));
     std::fs::write(dir.join("schedule.json"), serde_json::to_vec_pretty(&schedule)?)?;
-    let faults = break_everything(&stage, (schedule, plan.seconds)).await;
-    let converged = end(&stage, &mut random).await;
-    let mut checks = judge(&stage, &dir);
+    let faults = break_everything(stage, (schedule, plan.seconds)).await;
+    let converged = end(stage, &mut random).await;
+    let mut checks = judge(stage);
     checks.push(("convergence", converged));
     checks.push(("coverage", coverage(plan, &faults)));
-    let report = Report::new(plan, &stage, (faults, checks));
-    report.save(&dir, &lock(&stage.history))?;
+    let report = Report::new(plan, stage, (faults, checks));
+    report.save(dir, &lock(&stage.history))?;
     Ok(report)
 }
 
@@ -128,11 +136,19 @@ async fn set_up(plan: &Plan, stage: &Arc<Stage>) -> anyhow::Result<IpAddr> {
     }));
     let mut vip = None;
     for object in objects {
-        let made = apply(&object).await?;
+        // The first entries may still be on their way.
+        let made = loop {
+            match apply(&object).await {
+                Ok(made) => break made,
+                Err(error) => ensure!(Instant::now() < deadline, "{error:#}: {object}"),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
         vip = made.as_service().and_then(|service| service.spec.as_ref()?.cluster_ip.parse().ok()).or(vip);
     }
     for agent in 1..=AGENTS {
         dataplane::pod(stage, agent)?;
+        cluster.set_environment(Host::Agent(agent), plan.environment.clone());
         cluster.start(Host::Agent(agent))?;
     }
     registers_and_lists(stage).await?;
@@ -184,7 +200,7 @@ async fn registers_and_lists(stage: &Arc<Stage>) -> anyhow::Result<()> {
         }
     }
     for number in 0..lists::KEYS {
-        let key = format!("l{number}");
+        let key = lists::name(number);
         if let Err(failed) = client.create(service((lists::SPACE, &key), "", true).into(), None).await {
             bail!("list {key}: {failed:?}");
         }
@@ -278,6 +294,9 @@ async fn end(stage: &Arc<Stage>, random: &mut Random) -> Verdict {
     tokio::time::sleep(Duration::from_secs(3)).await;
     stage.stop();
     let converged = converge(stage).await;
+    if converged != Verdict::Valid {
+        return converged;
+    }
     // Those that were in the middle of something end.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for server in 0..stage.cluster.servers {
@@ -315,7 +334,7 @@ async fn converge(stage: &Stage) -> Verdict {
 }
 
 /// Every judge's word.
-fn judge(stage: &Stage, dir: &Path) -> Vec<(&'static str, Verdict)> {
+fn judge(stage: &Stage) -> Vec<(&'static str, Verdict)> {
     let history = lock(&stage.history).clone();
     let mut checks = checker::check(&history);
     let sessions = lock(&stage.watched);
@@ -323,7 +342,7 @@ fn judge(stage: &Stage, dir: &Path) -> Vec<(&'static str, Verdict)> {
     checks.push(("addresses", validate::addresses::addresses(&sessions)));
     checks.push(("names", validate::names::names(&lock(&stage.lookups), &lock(&stage.records))));
     checks.push(("connections", connections(stage)));
-    checks.push(("logs", logs(stage, dir)));
+    checks.push(("logs", logs(stage)));
     checks
 }
 
@@ -339,7 +358,7 @@ fn connections(stage: &Stage) -> Verdict {
 }
 
 /// A panic is wrong wherever it was.
-fn logs(stage: &Stage, _: &Path) -> Verdict {
+fn logs(stage: &Stage) -> Verdict {
     let mut found = Vec::new();
     for host in stage.cluster.all() {
         let text = std::fs::read(stage.cluster.log(host)).unwrap_or_default();

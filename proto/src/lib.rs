@@ -11,6 +11,7 @@ pub mod json;
 pub mod manifest;
 pub mod metric;
 pub mod model;
+pub mod mutant;
 #[cfg(feature = "rpc")]
 pub mod tls;
 pub mod token;

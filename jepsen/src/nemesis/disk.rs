@@ -83,6 +83,7 @@ pub fn set_clock(cluster: &Cluster, host: Host, to: &str) -> anyhow::Result<()> 
 /// Stops a follower, harms its files, and starts it again: it must not serve what it can't trust.
 async fn damage(cluster: &Arc<Cluster>, kind: Kind, random: &mut Random) -> anyhow::Result<Installed> {
     let host = follower(cluster, random).await?;
+    all_whole(cluster).await?;
     ensure!(cluster.kill(host), "it did not run");
     let done = match kind {
         Kind::Wipe => {
@@ -96,6 +97,16 @@ async fn damage(cluster: &Arc<Cluster>, kind: Kind, random: &mut Random) -> anyh
     done?;
     tokio::time::sleep(NOTICE).await;
     Ok(Installed { hosts: vec![host], cure: Cure::Wipe(host) })
+}
+
+/// Nobody else is without its data: more than a minority that lost theirs is beyond what can be promised.
+async fn all_whole(cluster: &Cluster) -> anyhow::Result<()> {
+    let leader = leader(cluster).await?;
+    let status = cluster.status(leader, NOTICE).await.context("the leader does not answer")?;
+    let lacking = status.members.iter().find(|member| !member.error.is_empty() || member.revision == 0);
+    ensure!(lacking.is_none(), "{} is not whole", lacking.map(|member| member.name.as_str()).unwrap_or_default());
+    ensure!(status.members.iter().all(|member| member.voter), "a member does not vote yet");
+    Ok(())
 }
 
 /// The largest file of a member's database.

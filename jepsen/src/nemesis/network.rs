@@ -53,9 +53,9 @@ fn nft(cluster: &Cluster, host: Host, script: &str) -> anyhow::Result<()> {
 }
 
 fn add(cluster: &Cluster, deaf: &Deaf, table: &str) -> anyhow::Result<()> {
-    let chain =
-        format!("chain in {{ type filter hook input priority -300; policy accept; {}; }}", deaf.rules.join("; "));
-    nft(cluster, deaf.host, &format!("table ip {table} {{ {chain} }}\n"))
+    let rules = deaf.rules.join("\n");
+    let chain = format!("chain in {{\ntype filter hook input priority -300; policy accept;\n{rules}\n}}");
+    nft(cluster, deaf.host, &format!("table ip {table} {{\n{chain}\n}}\n"))
 }
 
 fn remove(cluster: &Cluster, host: Host, table: &str) -> anyhow::Result<()> {

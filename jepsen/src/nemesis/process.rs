@@ -81,7 +81,7 @@ async fn terminate(cluster: &Arc<Cluster>, host: Host) -> anyhow::Result<Install
     let ending = cluster.clone();
     let ended = tokio::task::spawn_blocking(move || ending.terminate(host)).await?;
     if !ended {
-        tracing_line(&format!("{} did not end within ten seconds of SIGTERM", host.name()));
+        say(&format!("{} did not end within ten seconds of SIGTERM", host.name()));
     }
     Ok(Installed { hosts: vec![host], cure: Cure::Start(vec![host]) })
 }
@@ -103,7 +103,7 @@ async fn rolling_restart(cluster: &Arc<Cluster>) -> anyhow::Result<Installed> {
 }
 
 /// Says something on the terminal.
-pub(crate) fn tracing_line(line: &str) {
+pub(crate) fn say(line: &str) {
     eprintln!("  {line}");
 }
 

@@ -14,21 +14,27 @@ use std::sync::Arc;
 pub const SPACE: &str = "jepsen-lists";
 /// How many there are at first.
 pub const KEYS: u64 = 8;
+/// Name of a list.
+#[must_use]
+pub fn name(number: u64) -> String {
+    format!("l{number}")
+}
+
 /// Attempts at one append with its request id, until it stays unknown.
 const ATTEMPTS: u32 = 20;
 
 /// One client.
 pub async fn client(stage: Arc<Stage>, random: Random, number: u8) {
     let mut actor = Actor::new(stage, random, number);
-    let name = format!("jepsen-lists-{}-{number}", actor.random.draw());
+    let client = format!("jepsen-lists-{}-{number}", actor.random.draw());
     let mut sequence = 0;
     while !actor.stage.is_stopped() {
         if actor.random.chance(40) {
             read(&mut actor).await;
         } else {
-            let key = format!("l{}", actor.random.below(KEYS));
+            let key = name(actor.random.below(KEYS));
             sequence += 1;
-            let id = RequestId { client: name.clone(), sequence, ..RequestId::default() };
+            let id = RequestId { client: client.clone(), sequence, ..RequestId::default() };
             append(&mut actor, &key, id).await;
         }
     }
@@ -41,7 +47,7 @@ pub async fn read(actor: &mut Actor) {
         Ok((objects, revision)) => {
             let lists: BTreeMap<_, _> =
                 objects.iter().map(|object| (object.metadata().name.clone(), list_of(object))).collect();
-            (lists.keys().cloned().collect(), Answer::Lists { lists, revision })
+            ((0..KEYS).map(name).collect(), Answer::Lists { lists, revision })
         }
         Err(failed) => (Vec::new(), failed.into()),
     };

@@ -1,4 +1,5 @@
-//! Watchers of every service: one stays with each server, others go from server to server and resume where they were.
+//! Watchers of every service: one stays with each server, others go from server to server and resume where they were, or
+//! begin anew.
 
 use super::Stage;
 use crate::client::{PATIENCE, VALUE};
@@ -54,6 +55,8 @@ pub struct Event {
 pub async fn watcher(stage: Arc<Stage>, mut random: Random, number: u8) {
     let servers = stage.cluster.servers.max(1);
     let stays = number < servers;
+    // One begins anew every time: the state that it gets first is judged, too.
+    let forgets = number == servers;
     let mut host = Host::Server(1 + number % servers);
     let mut after = None;
     while !stage.is_stopped() {
@@ -62,9 +65,10 @@ pub async fn watcher(stage: Arc<Stage>, mut random: Random, number: u8) {
             session.node = node;
         }
         // Some leave in the middle, and resume.
-        let leave = (!stays).then(|| Duration::from_millis(1_500 + random.below(5_000)));
+        let longest = if forgets { 800 } else { 6_500 };
+        let leave = (!stays).then(|| Duration::from_millis(300 + random.below(longest)));
         follow(&stage, (host, &mut session), leave).await;
-        after = if session.compacted { None } else { resume_point(&session).or(after) };
+        after = if session.compacted || forgets { None } else { resume_point(&session).or(after) };
         lock(&stage.watched).push(session);
         tokio::time::sleep(Duration::from_millis(30 + random.below(150))).await;
         if !stays {

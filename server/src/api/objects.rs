@@ -15,6 +15,7 @@ use crate::write::{Writer, stamp};
 use fairlead_proto::convert;
 use fairlead_proto::internal::v1::{Delete, Outcome, Put, command, put};
 use fairlead_proto::model::Key;
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::{
     ApplyRequest, Consistency, CreateRequest, DeleteRequest, GetRequest, Kind, ListRequest, ListResponse, Object,
     ObjectResponse, RevisionsRequest, RevisionsResponse, UpdateRequest, WatchRequest, WatchResponse, WriteEffect,
@@ -149,6 +150,18 @@ impl ObjectsService {
                 self.consensus.read_at_least(min_revision).await.map_err(|error| status::unreadable(&error))
             }
         }
+    }
+
+    /// A mutant's: half of a list is what the objects are a little later.
+    async fn tear(&self, listed: &mut ListResponse) -> Result<(), Status> {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let later = self.read().await?;
+        for object in listed.items.iter_mut().skip(1).step_by(2) {
+            if let Some(now) = later.state.get(&object.key()) {
+                *object = (**now).clone();
+            }
+        }
+        Ok(())
     }
 
     fn live(snapshot: &Snapshot, key: &Key) -> Result<Arc<Object>, Status> {
@@ -306,11 +319,16 @@ impl objects_server::Objects for ObjectsService {
         let request = request.into_inner();
         bounded(&request.label_selector, &request.field_selector)?;
         self.may(&who, (Verb::Read, &Key::new(request.kind(), place(request.kind(), &request.namespace), "")))?;
-        let snapshot = self.read_as(request.consistency(), request.min_revision).await?;
+        let consistency = if mutant::is_on(Mutant::StaleList) { Consistency::Local } else { request.consistency() };
+        let snapshot = self.read_as(consistency, request.min_revision).await?;
         // Objects are copied by the thousands: not on the threads that Raft and everybody else run on, and few at once.
         let _turn = self.lists.acquire().await.map_err(|_| Status::unavailable("stopping"))?;
         let listed = tokio::task::spawn_blocking(move || list::list(&snapshot, &request)).await;
-        listed.map_err(|error| Status::internal(error.to_string()))?.map(Response::new).map_err(unlisted)
+        let mut listed = listed.map_err(|error| Status::internal(error.to_string()))?.map_err(unlisted)?;
+        if mutant::is_on(Mutant::TornList) {
+            self.tear(&mut listed).await?;
+        }
+        Ok(Response::new(listed))
     }
 
     async fn revisions(&self, request: Request<RevisionsRequest>) -> Result<Response<RevisionsResponse>, Status> {
@@ -339,6 +357,7 @@ impl objects_server::Objects for ObjectsService {
         let from = (request.from_revision > 0).then_some(request.from_revision);
         match from {
             // The initial state is linearizable: a watcher sees its own earlier writes.
+            None if mutant::is_on(Mutant::StaleWatchStart) => {}
             None => drop(self.read().await?),
             Some(revision) if self.consensus.local().state.revision() < revision => {
                 let reached = tokio::time::timeout(FUTURE_REVISION, self.consensus.read_at_least(revision)).await;

@@ -3,6 +3,7 @@
 use crate::raft::{ProposeError, ReadError};
 use fairlead_proto::internal::v1::{Rejection, rejection};
 use fairlead_proto::model::{Invalid, Key};
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::Problem;
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -99,6 +100,9 @@ pub fn future_revision(asked: u64, current: u64) -> Status {
 pub fn not_decided(error: &ProposeError) -> Status {
     let (code, reason, unknown_outcome) = match error {
         ProposeError::NotProposed(_) => (Code::Unavailable, "ServiceUnavailable", false),
+        ProposeError::Unknown(_) if mutant::is_on(Mutant::UnknownAsRefused) => {
+            (Code::Unavailable, "ServiceUnavailable", false)
+        }
         ProposeError::Unknown(_) => (Code::Unknown, "Timeout", true),
     };
     status(code, Problem { reason: reason.into(), message: error.to_string(), unknown_outcome, ..Problem::default() })

@@ -9,6 +9,7 @@
 use crate::machine::{State, TouchedRecords, outcome};
 use fairlead_proto::internal::v1::Outcome;
 use fairlead_proto::model::{Invalid, Key};
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::RequestId;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub const CLIENTS: usize = 4096;
 pub const CLIENT_BYTES: usize = 64;
 /// The answer to a request that is not to be executed: a duplicate, a forgotten or a malformed one. `None`: execute it.
 pub(super) fn recall(state: &State, id: Option<&RequestId>) -> Option<Outcome> {
-    let id = id.filter(|id| !id.client.is_empty())?;
+    let id = id.filter(|id| !id.client.is_empty() && !mutant::is_on(Mutant::NoDedupe))?;
     let reject = |rejection| Some(outcome::rejected(state.revision(), rejection));
     if id.client.len() > CLIENT_BYTES {
         return reject(outcome::invalid_command(&[Invalid::too_long("request_id.client", CLIENT_BYTES)]));

@@ -7,6 +7,7 @@ use crate::machine::put::check_hand_written;
 use crate::machine::{Done, STANDING_NAMESPACES, State, outcome};
 use fairlead_proto::internal::v1::{Delete, Rejection};
 use fairlead_proto::model::{Invalid, Key, ObjectRef};
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::{Kind, NamespaceStatus, Object, WriteEffect, object};
 
 /// Kubernetes' default for `terminationGracePeriodSeconds`.
@@ -31,6 +32,9 @@ pub(super) fn delete(draft: &mut Draft<'_>, delete: &Delete) -> Result<Done, Rej
     };
     let current = draft.state.get(&key).cloned().ok_or_else(|| outcome::not_found(&key))?;
     check_preconditions(delete, &key, &current)?;
+    if mutant::is_on(Mutant::SilentDelete) && draft.state.applied_entries().is_multiple_of(16) {
+        return Ok(Done::effect(WriteEffect::Deleted));
+    }
     match key.kind {
         Kind::Namespace if STANDING_NAMESPACES.contains(&key.name.as_str()) => {
             Err(outcome::forbidden(&key, "this namespace may not be deleted"))

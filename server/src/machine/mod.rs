@@ -181,7 +181,7 @@ impl Snapshot {
             }
         }))?;
         let newest = events.last().map_or(compacted, |event| event.revision);
-        let history = History::from_records(compacted, events)?;
+        let history = History::from_records(compacted, events, |key| state.get(key).cloned())?;
         if newest != state.revision() {
             return Err(DecodeError::Window { newest, revision: state.revision() });
         }

@@ -10,6 +10,7 @@ use crate::machine::{Done, outcome, service};
 use fairlead_proto::convert;
 use fairlead_proto::internal::v1::{Put, Rejection, put::Precondition};
 use fairlead_proto::model::{Invalid, Key, ObjectRef};
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::{Kind, NamespaceStatus, Object, ObjectMeta, WriteEffect, object};
 
 /// Executes a Put.
@@ -47,7 +48,9 @@ pub(super) fn put(draft: &mut Draft<'_>, put: &Put) -> Result<Done, Rejection> {
 fn check_preconditions(put: &Put, key: &Key, (object, current): (&Object, &ObjectRef)) -> Result<(), Rejection> {
     match put.precondition {
         Some(Precondition::Create(true)) => return Err(outcome::already_exists(key)),
-        Some(Precondition::ExpectRevision(revision)) if revision != current.metadata().revision => {
+        Some(Precondition::ExpectRevision(revision))
+            if revision != current.metadata().revision && !mutant::is_on(Mutant::BlindCas) =>
+        {
             return Err(outcome::modified(key));
         }
         _ => {}

@@ -6,8 +6,8 @@ use crate::machine::access::access_key;
 use crate::machine::state::{SessionHeader, cluster_addresses, node_ports};
 use crate::watch::history::HistoryError;
 use fairlead_proto::internal::v1::{Outcome, Session, SessionWrite, StateMeta, StateRecord, state_record};
-use fairlead_proto::model::Key;
-use fairlead_proto::v1::Object;
+use fairlead_proto::model::{Key, ObjectRef};
+use fairlead_proto::mutant::{self, Mutant};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ impl State {
             match record.kind.ok_or(DecodeError::UnknownRecord)? {
                 state_record::Kind::Meta(_) if meta.is_some() => return Err(DecodeError::TwoMetas),
                 state_record::Kind::Meta(it) => meta = Some(it),
-                state_record::Kind::Object(object) => objects.push(object),
+                state_record::Kind::Object(object) => objects.push(Arc::new(object)),
                 state_record::Kind::Lease(lease) => leases.push(lease),
                 state_record::Kind::Session(session) => sessions.join(session),
                 state_record::Kind::Access(record) => access.push(record),
@@ -110,7 +110,7 @@ impl State {
         Ok(state)
     }
 
-    fn load_object(&mut self, object: Object) -> Result<(), DecodeError> {
+    fn load_object(&mut self, object: ObjectRef) -> Result<(), DecodeError> {
         let key = object.key();
         if object.kind.is_none() {
             return Err(DecodeError::UnknownRecord);
@@ -129,7 +129,11 @@ impl State {
                 return Err(DecodeError::Taken(key));
             }
         }
-        self.replace(&key, Some(Arc::new(object)));
+        let ports = object.as_service().map(node_ports).unwrap_or_default();
+        self.replace(&key, Some(object));
+        if mutant::is_on(Mutant::PortsNotLoaded) {
+            self.forget_ports(ports);
+        }
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 use crate::raft::Consensus;
 use crate::raft::types::{Logged, TypeConfig};
 use fairlead_proto::internal::v1::{Entry, Outcome};
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::trace;
 use futures::{Stream, StreamExt as _};
 use openraft::errors::{ClientWriteError, RaftError};
@@ -67,6 +68,7 @@ impl Consensus {
             let decided = timeout_at(until, self.propose_at(leader, logged.clone())).await;
             match decided {
                 Ok(Err(ProposeError::NotProposed(why))) => refusal = why,
+                Ok(Err(ProposeError::Unknown(why))) if mutant::is_on(Mutant::RetryAsNew) => refusal = why,
                 Ok(decided) => return decided,
                 Err(_) => {
                     let why = "the write was not confirmed within 5 s";

@@ -6,6 +6,7 @@
 use crate::machine::Snapshot;
 use crate::raft::Consensus;
 use fairlead_proto::internal::v1::ReadIndexRequest;
+use fairlead_proto::mutant::{self, Mutant};
 use openraft::ReadPolicy;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +63,13 @@ impl Consensus {
     /// [`ReadError`], within 3 s.
     pub async fn read_at_least(&self, revision: u64) -> Result<Arc<Snapshot>, ReadError> {
         let until = Instant::now() + READ_WITHIN;
-        let index = self.read_index(until).await?;
+        if mutant::is_on(Mutant::StaleRead) {
+            return Ok(self.local());
+        }
+        let mut index = self.read_index(until).await?;
+        if mutant::is_on(Mutant::ReadBeforeApply) {
+            index = 0;
+        }
         let mut published = self.inner.published.clone();
         let reached = published.wait_for(|published| published.index >= index);
         match timeout_at(until, reached).await {
@@ -149,6 +156,10 @@ async fn rounds<F: Future<Output = Result<u64, ReadError>>>(mut queue: mpsc::Rec
     let mut waiters = Vec::new();
     while queue.recv_many(&mut waiters, WAITING).await > 0 {
         let answer = round().await;
+        if mutant::is_on(Mutant::LateRound) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let _ = timeout(Duration::ZERO, queue.recv_many(&mut waiters, WAITING)).await;
+        }
         for waiter in waiters.drain(..) {
             // A reader that gave up is no reason not to answer the others.
             let _ = waiter.send(answer.clone());

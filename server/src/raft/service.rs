@@ -152,7 +152,12 @@ impl peer_server::Peer for PeerService {
         let (who, request) = opened(request);
         self.check(&who, request.header.as_ref())?;
         self.may_vote()?;
-        let answer = self.raft()?.pre_vote(vote_request(&request)?).await.map_err(fatal)?;
+        let (consensus, request) = (self.consensus()?, vote_request(&request)?);
+        let answer = if consensus.has_no_leader_but(request.vote.leader_id.node_id) {
+            consensus.would_vote(&request).await
+        } else {
+            self.raft()?.pre_vote(request).await.map_err(fatal)?
+        };
         Ok(Response::new(vote_response(&answer)))
     }
 

@@ -6,9 +6,11 @@
 //! INVARIANT: nobody is asked for a vote before a majority agrees, so one member's broken link disturbs no leader; and a
 //! voter passes over its leader's lease only for the very vote it agreed on. No read relies on a lease.
 
+use crate::raft::types::TypeConfig;
 use crate::raft::{Consensus, Inner};
 use crate::storage::codec;
 use fairlead_proto::internal::v1::{LogId, LostRequest, LostResponse, Vote};
+use openraft::raft::{VoteRequest, VoteResponse};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
@@ -108,7 +110,8 @@ impl Consensus {
             if !led || metrics.current_leader.is_some() || !self.may_lead() || self.inner.cancel.is_cancelled() {
                 return;
             }
-            if let Err(error) = self.inner.raft.trigger().elect(false).await {
+            // Asks whether it would be elected before it raises the term: the others may have another leader.
+            if let Err(error) = self.inner.raft.trigger().elect(true).await {
                 tracing::debug!(%error, "no election");
             }
             tokio::time::sleep(ASK_AGAIN).await;
@@ -172,6 +175,18 @@ impl Consensus {
         use openraft::async_runtime::WatchReceiver as _;
         let vote = codec::vote(&self.inner.raft.metrics().borrow_watched().vote);
         vote.node_id == candidate || self.inner.suspicion.agreed_on(&vote)
+    }
+
+    /// Whether this member would vote for a candidate, with no regard to its leader's lease: as openraft decides it, but for
+    /// that.
+    pub(super) async fn would_vote(&self, request: &VoteRequest<TypeConfig>) -> VoteResponse<TypeConfig> {
+        use openraft::async_runtime::WatchReceiver as _;
+        let vote = self.inner.raft.metrics().borrow_watched().vote;
+        let last = self.last_log_id().await;
+        let longest = |id: &Option<LogId>| id.as_ref().map(|id| (id.term, id.index));
+        let granted =
+            request.vote > vote && longest(&request.last_log_id.as_ref().map(codec::log_id)) >= longest(&last);
+        VoteResponse::new(vote, last.as_ref().map(codec::to_log_id), granted)
     }
 
     /// The vote by which a member leads this one; `None` if it doesn't, or is this member.

@@ -2,6 +2,7 @@
 
 use crate::raft::ConsensusConfig;
 use fairlead_proto::internal::v1::{Entry as LoggedEntry, Outcome};
+use fairlead_proto::mutant::{self, Mutant};
 use openraft::SnapshotPolicy;
 use prost::Message as _;
 use prost::bytes::Bytes;
@@ -107,7 +108,7 @@ pub(super) fn raft_config(config: &ConsensusConfig, returning: bool) -> Result<o
         enable_pre_vote: Some(true),
         // A leader sends entries before it has stored them itself. One that restarts without them would give their ids, of
         // the same term, to other entries: it leads again only by votes, in a new term (see `suspicion`).
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(mutant::is_on(Mutant::LeaderRestore)),
         // A leader that hears no quorum falls silent now and then, so that those who hear it but can't answer elect.
         quorum_loss_probe_interval: Some(config.election_ms.1 * 2),
         // A member that lost its data is fed from the beginning. Safe only because such a member doesn't vote (see

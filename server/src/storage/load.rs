@@ -126,33 +126,49 @@ pub fn entries(database: &Database, range: Range<u64>, limit: usize) -> Result<(
 pub fn state(database: &Database) -> Result<LoadedState, String> {
     let generation = number(database, keys::GENERATION)?.unwrap_or(0);
     let mut loaded = LoadedState { generation, ..LoadedState::default() };
-    let mut records = Vec::new();
-    let mut digest = None;
+    let (mut digest, mut failed) = (None, None);
     let prefix = generation.to_be_bytes();
     let mode = IteratorMode::From(&prefix, Direction::Forward);
-    for item in database.db.iterator_cf(&database.family(keys::STATE)?, mode) {
-        let (key, value) = item.map_err(|error| error.to_string())?;
-        if !key.starts_with(&prefix) {
-            break;
-        }
-        let tag = key.get(8).copied().ok_or("a state key is too short")?;
-        match tag {
-            keys::tag::APPLIED => {
-                let id: wire::LogId = read("last applied", &value)?;
-                loaded.applied = Some(codec::to_log_id(&id));
+    let family = database.family(keys::STATE)?;
+    let mut items = database.db.iterator_cf(&family, mode);
+    // One record at a time: all of them beside the state would be twice the memory.
+    let mut read_next = || -> Result<Option<StateRecord>, String> {
+        for item in items.by_ref() {
+            let (key, value) = item.map_err(|error| error.to_string())?;
+            if !key.starts_with(&prefix) {
+                break;
             }
-            keys::tag::MEMBERSHIP => {
-                let stored: wire::StoredMembership = read("membership", &value)?;
-                loaded.membership = codec::to_stored_membership(&stored).map_err(|error| error.to_string())?;
+            match key.get(8).copied().ok_or("a state key is too short")? {
+                keys::tag::APPLIED => {
+                    let id: wire::LogId = read("last applied", &value)?;
+                    loaded.applied = Some(codec::to_log_id(&id));
+                }
+                keys::tag::MEMBERSHIP => {
+                    let stored: wire::StoredMembership = read("membership", &value)?;
+                    loaded.membership = codec::to_stored_membership(&stored).map_err(|error| error.to_string())?;
+                }
+                keys::tag::DIGEST => digest = Some(String::from_utf8_lossy(&value).into_owned()),
+                tag => return Ok(Some(StateRecord { kind: Some(record(tag, &value)?) })),
             }
-            keys::tag::DIGEST => digest = Some(String::from_utf8_lossy(&value).into_owned()),
-            tag => records.push(StateRecord { kind: Some(record(tag, &value)?) }),
         }
+        Ok(None)
+    };
+    let records = std::iter::from_fn(|| {
+        read_next().unwrap_or_else(|why| {
+            failed = Some(why);
+            None
+        })
+    });
+    let mut records = records.peekable();
+    let empty = records.peek().is_none();
+    let snapshot = Snapshot::from_records(records);
+    if let Some(why) = failed {
+        return Err(why);
     }
-    if records.is_empty() && loaded.applied.is_none() {
+    if empty && loaded.applied.is_none() {
         return Ok(loaded);
     }
-    loaded.snapshot = Snapshot::from_records(records).map_err(|error| error.to_string())?;
+    loaded.snapshot = snapshot.map_err(|error| error.to_string())?;
     let found = loaded.snapshot.state.digest_hex();
     if digest.as_ref() != Some(&found) {
         return Err("the state does not match its digest".into());

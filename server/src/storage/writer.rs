@@ -5,6 +5,7 @@
 
 use crate::raft::types::TypeConfig;
 use crate::storage::open::Database;
+use fairlead_proto::mutant::{self, Mutant};
 use openraft::storage::IOFlushed;
 use rocksdb::{WriteBatch, WriteOptions};
 use std::io;
@@ -132,6 +133,10 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Job>) {
         // What waits in front for no sync is answered before the disk is waited for.
         let synced = jobs.iter().position(|job| job.sync).unwrap_or(jobs.len());
         let rest = jobs.split_off(synced);
+        if mutant::is_on(Mutant::AckBeforeWrite) {
+            acknowledge_early(database, [jobs, rest]);
+            continue;
+        }
         for group in [jobs, rest] {
             let result = match &failure {
                 Some(failure) => Err(failure.clone()),
@@ -145,6 +150,24 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Job>) {
             }
             answer(group, &result);
         }
+    }
+}
+
+/// A mutant's: answers, waits a little, and writes.
+fn acknowledge_early(database: &Database, groups: [Vec<Job>; 2]) {
+    for group in groups {
+        let kept: Vec<Job> = group
+            .iter()
+            .map(|job| Job {
+                writes: job.writes.clone(),
+                range: job.range.clone(),
+                sync: job.sync,
+                done: Done::Reply(oneshot::channel().0),
+            })
+            .collect();
+        answer(group, &Ok(()));
+        std::thread::sleep(std::time::Duration::from_millis(15));
+        let _ = commit(database, &kept);
     }
 }
 

@@ -103,11 +103,16 @@ impl History {
     }
 
     /// A window out of its records, in any order, and its compaction point; records at or below that are passed over.
-    /// An object that two events share (the one's new state, the other's old one) is held once.
+    /// An object that two events share (the one's new state, the other's old one), or an event and the state (`live`), is
+    /// held once.
     ///
     /// # Errors
     /// [`HistoryError`] if the records are no window: they must follow `compacted` without a gap.
-    pub fn from_records(compacted: u64, records: impl IntoIterator<Item = StoredEvent>) -> Result<Self, HistoryError> {
+    pub fn from_records(
+        compacted: u64,
+        records: impl IntoIterator<Item = StoredEvent>,
+        live: impl Fn(&Key) -> Option<ObjectRef>,
+    ) -> Result<Self, HistoryError> {
         let mut records: Vec<StoredEvent> = records.into_iter().filter(|record| record.revision > compacted).collect();
         records.sort_by_key(|record| record.revision);
         let mut history = Self { compacted, ..Self::default() };
@@ -122,7 +127,8 @@ impl History {
             for side in [&mut change.old, &mut change.new] {
                 if let Some(object) = side.take() {
                     let id = (change.key.clone(), object.metadata().revision);
-                    *side = Some(shared.entry(id).or_insert(object).clone());
+                    let live = live(&id.0).filter(|live| live.metadata().revision == id.1);
+                    *side = Some(shared.entry(id).or_insert(live.unwrap_or(object)).clone());
                 }
             }
             history.push(Arc::new(change));
@@ -194,13 +200,16 @@ mod tests {
     #[test]
     fn records_with_a_gap_are_refused_and_leftovers_passed_over() {
         let mut records: Vec<_> = of(10).records().collect();
-        assert_eq!(History::from_records(4, records.clone()).unwrap().len(), 6);
+        assert_eq!(History::from_records(4, records.clone(), |_| None).unwrap().len(), 6);
         records.remove(6);
-        assert_eq!(History::from_records(0, records.clone()).err(), Some(HistoryError::Gap { after: 6, found: 8 }));
+        assert_eq!(
+            History::from_records(0, records.clone(), |_| None).err(),
+            Some(HistoryError::Gap { after: 6, found: 8 })
+        );
         records.truncate(3);
         records[2].new = None;
         records[2].old = None;
-        assert_eq!(History::from_records(0, records).err(), Some(HistoryError::Empty(3)));
+        assert_eq!(History::from_records(0, records, |_| None).err(), Some(HistoryError::Empty(3)));
     }
 
     proptest! {
@@ -216,7 +225,7 @@ mod tests {
         #[test]
         fn records_round_trip(count in 0_u64..100) {
             let history = of(count);
-            let again = History::from_records(history.compacted(), history.records()).unwrap();
+            let again = History::from_records(history.compacted(), history.records(), |_| None).unwrap();
             prop_assert_eq!(again.compacted(), history.compacted());
             prop_assert_eq!(again.bytes, history.bytes);
             prop_assert_eq!(again.after(0).unwrap().collect::<Vec<_>>(), history.after(0).unwrap().collect::<Vec<_>>());

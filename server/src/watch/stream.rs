@@ -7,6 +7,7 @@ use crate::api::list::Selection;
 use crate::api::status;
 use crate::machine::{Change, Snapshot};
 use fairlead_proto::model::ObjectRef;
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::{EventType, WatchResponse};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,8 @@ impl Watcher {
     async fn deliver(&self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) {
         let first = snapshots.borrow_and_update().clone();
         let mut last = match self.from {
+            Some(revision) if mutant::is_on(Mutant::WatchResumesLate) => revision + 1,
+            Some(revision) if mutant::is_on(Mutant::WatchRepeats) => revision.saturating_sub(1),
             Some(revision) => revision,
             None => match self.initial(&first).await {
                 Some(revision) => revision,
@@ -80,6 +83,9 @@ impl Watcher {
                         return;
                     }
                 };
+                if mutant::is_on(Mutant::EarlyBookmark) {
+                    let _ = self.to.send(Ok(bookmark(snapshot.state.revision(), false))).await;
+                }
                 for change in changes {
                     if let Some(event) = self.event(&change) {
                         told = event.revision;
@@ -122,6 +128,9 @@ impl Watcher {
     /// How a change looks through the selection: an object that stops matching is DELETED for this watcher.
     fn event(&self, change: &Change) -> Option<WatchResponse> {
         if change.key.kind != self.selection.kind {
+            return None;
+        }
+        if mutant::is_on(Mutant::WatchForgetsDeletes) && change.new.is_none() {
             return None;
         }
         let old = change.old.as_ref().filter(|object| self.selection.matches(object));
@@ -317,7 +326,7 @@ mod tests {
         stage.put("s", 2);
         stage.put("s", 3);
         // As an installed snapshot, of a member that had compacted.
-        let history = History::from_records(stage.snapshot.state.revision(), Vec::new()).unwrap();
+        let history = History::from_records(stage.snapshot.state.revision(), Vec::new(), |_| None).unwrap();
         stage.snapshot.history = history;
         stage.publish();
         assert_eq!(events.recv().await.unwrap().unwrap_err().code(), tonic::Code::OutOfRange);

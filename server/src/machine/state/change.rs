@@ -10,6 +10,7 @@ use fairlead_proto::internal::v1::{
     AccessRecord, InitCluster, LeaseEpoch, Member, Outcome, Session, SessionWrite, StateMeta,
 };
 use fairlead_proto::model::{Invalid, Key, ObjectRef};
+use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::{Object, Service};
 use ipnet::IpNet;
 use prost::Message as _;
@@ -28,7 +29,7 @@ impl State {
     /// Counts an entry and moves the clock to its time, never back.
     pub(in crate::machine) fn count_entry(&mut self, at_ms: u64) {
         self.applied_entries = self.applied_entries.saturating_add(1);
-        self.at_ms = self.at_ms.max(at_ms);
+        self.at_ms = self.at_ms.max(if mutant::is_on(Mutant::ClockInApply) { mutant::clock_ms() } else { at_ms });
     }
 
     /// Takes the next revision.
@@ -190,6 +191,13 @@ impl State {
         }
     }
 
+    /// A mutant's: gives ports back that are in use.
+    pub(in crate::machine) fn forget_ports(&mut self, ports: BTreeSet<u16>) {
+        for port in ports {
+            self.node_ports.release(port.into());
+        }
+    }
+
     fn count_in(&mut self, object: &Object) {
         let encoded = object.encode_to_vec();
         self.bytes += encoded.len() as u64;
@@ -212,7 +220,7 @@ impl State {
         if let Some(pair) = entries.selector {
             self.services_by_selector.insert_mut(pair, ());
         }
-        for address in entries.cluster_addresses {
+        for address in entries.cluster_addresses.into_iter().filter(|_| !mutant::is_on(Mutant::AddressTwice)) {
             self.addresses.take(address);
         }
         for port in entries.node_ports {
