@@ -31,7 +31,7 @@ const START: Duration = Duration::from_secs(60);
 /// Time to become one again after the last fault.
 const CONVERGE: Duration = Duration::from_secs(60);
 /// Operations that must be done within the warm-up.
-const WARM_UP: (Duration, usize) = (Duration::from_secs(3), 300);
+const WARM_UP: (Duration, usize) = (Duration::from_secs(3), 100);
 /// Time for one fault to be installed or healed.
 const FAULT: Duration = Duration::from_secs(45);
 
