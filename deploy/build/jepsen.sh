@@ -19,6 +19,8 @@ if [ "$form" = full ]; then
   "$harness" run all --fairlead "$program" --seconds 1200 --seed "$seed" --store "$store"
   "$harness" mutants --fairlead "$target/mutants/fairlead" --seconds 60 --seed "$seed" --store "$store/mutants"
 else
-  "$harness" run --fairlead "$program" --seconds 25 --seed "$seed" --store "$store"
+  # Not "disk": it damages members' files, and what it finds needs hours to be rare.
+  "$harness" run kill pause partition one-way loss clock members clients agents five \
+    --fairlead "$program" --seconds 20 --seed "$seed" --store "$store"
   "$harness" mutants --count 3 --fairlead "$target/mutants/fairlead" --seconds 20 --seed "$seed" --store "$store/mutants"
 fi

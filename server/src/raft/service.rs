@@ -107,10 +107,17 @@ fn vote_response(answer: &VoteResponse<TypeConfig>) -> wire::VoteResponse {
 
 fn append_request(request: wire::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let entries: Result<Vec<_>, _> = request.entries.into_iter().map(codec::to_entry).collect();
+    let entries = entries.map_err(bad)?;
+    let prev_log_id = request.prev_log_id.as_ref().map(codec::to_log_id);
+    // openraft takes for granted that entries follow one another, and appends a hole as it comes.
+    let first = prev_log_id.map_or(0, |prev| prev.index + 1);
+    if let Some((place, entry)) = (first..).zip(&entries).find(|(place, entry)| entry.log_id.index != *place) {
+        return Err(bad(format!("entry {} where {place} should be: a hole in the log", entry.log_id.index)));
+    }
     Ok(AppendEntriesRequest {
         vote: request.vote.as_ref().map(codec::to_vote).ok_or_else(|| bad("no vote"))?,
-        prev_log_id: request.prev_log_id.as_ref().map(codec::to_log_id),
-        entries: entries.map_err(bad)?,
+        prev_log_id,
+        entries,
         leader_commit: request.leader_commit.as_ref().map(codec::to_log_id),
     })
 }

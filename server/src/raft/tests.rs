@@ -165,6 +165,17 @@ async fn messages_of_strangers_are_refused_and_certainly_not_proposed() {
         let decided = forwarded(&mut client, header, stamp(member("stranger"), None).encode_to_vec()).await;
         assert!(!decided.not_proposed.is_empty() && decided.outcome.is_none(), "{decided:?}");
     }
+    // Nor is a message whose entries leave a hole.
+    let vote = Some(wire::Vote { term: 9, node_id: 1, committed: true });
+    let entry = wire::LogEntry {
+        log_id: Some(wire::LogId { term: 9, node_id: 1, index: 1_000_000 }),
+        payload: Some(wire::log_entry::Payload::Blank(true)),
+    };
+    let (header, entries) = (Some(consensus.header(consensus.inner.id)), vec![entry]);
+    let prev_log_id = Some(wire::LogId { term: 9, node_id: 1, index: 7 });
+    let append = wire::AppendRequest { header, vote, entries, prev_log_id, ..wire::AppendRequest::default() };
+    let answers = client.append(futures::stream::iter([append])).await.unwrap();
+    assert_eq!(answers.into_inner().message().await.unwrap(), None, "the stream ends");
     // Neither is what the leader doesn't understand, and the stream goes on.
     let own = consensus.header(consensus.inner.id);
     for entry in [wire::Entry::default().encode_to_vec(), b"\xff\xff".to_vec()] {

@@ -184,8 +184,15 @@ impl RaftLogReader<TypeConfig> for LogStore {
         self.read(from, to, usize::MAX).await
     }
 
+    /// For replication. Nothing, if the first of them is purged: openraft sends what it gets as what follows `start - 1`,
+    /// and a follower that took later entries for those would have a hole in its log.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(start, end, READ_BYTES).await
+        let entries = self.read(start, end, READ_BYTES).await?;
+        if entries.first().is_some_and(|first| first.log_id.index != start) {
+            tracing::warn!(start, "entries to replicate are purged already");
+            return Ok(Vec::new());
+        }
+        Ok(entries)
     }
 
     /// In steps of bounded size: a long range isn't held in memory at once.

@@ -64,6 +64,8 @@ pub struct StateMachine {
     digests: Digests,
     published: watch::Sender<Published>,
     traced: Arc<Traced>,
+    /// openraft's own tests apply entries that don't follow one another.
+    pub(super) takes_holes: bool,
     /// Spans of entries that are applied and not published.
     spans: Vec<Span>,
     /// The same without the index, sent first: whoever waited for an index finds it here too.
@@ -91,6 +93,7 @@ impl StateMachine {
             since: (0, 0),
             digests: Arc::default(),
             traced: Arc::default(),
+            takes_holes: false,
             spans: Vec::new(),
             views: watch::Sender::new(first.snapshot.clone()),
             published: watch::Sender::new(first),
@@ -170,6 +173,14 @@ impl StateMachine {
     }
 
     fn execute_one(&mut self, entry: Entry, writes: &mut Vec<Write>) -> io::Result<Outcome> {
+        let next = self.applied.map_or(0, |id| id.index + 1);
+        if entry.log_id.index != next && !self.takes_holes {
+            // To go on would make this member differ from the others.
+            return Err(io::Error::other(format!(
+                "log entry {} is to be applied where {next} should be: the log has a hole",
+                entry.log_id.index
+            )));
+        }
         self.applied = Some(entry.log_id);
         self.since.1 += 1;
         match entry.payload {

@@ -185,7 +185,8 @@ struct Builder;
 impl openraft::testing::log::StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), openraft::StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let storage = Storage::open(dir.path(), &identity()).unwrap();
+        let mut storage = Storage::open(dir.path(), &identity()).unwrap();
+        storage.machine.takes_holes = true;
         Ok((dir, storage.log, storage.machine))
     }
 }

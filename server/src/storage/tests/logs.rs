@@ -28,7 +28,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 /// The model: entries `first..next`, and the last vote.
 async fn check(ops: Vec<Op>) {
     let mut node = Node::new();
-    let (mut first, mut next, mut voted) = (0, 0, None);
+    let (mut first, mut next, mut voted, mut unapplied) = (0, 0, None, 0);
     for op in ops {
         match op {
             Op::Append(count) => {
@@ -43,8 +43,9 @@ async fn check(ops: Vec<Op>) {
             Op::Purge(ahead) if next > first => {
                 let last = (first + ahead).min(next - 1);
                 // Only what is applied is ever purged.
-                let applied = Entry { log_id: id(last), payload: EntryPayload::Blank };
-                apply(&mut node.get().machine, [applied]).await.unwrap();
+                let blank = |index| Entry { log_id: id(index), payload: EntryPayload::Blank };
+                apply(&mut node.get().machine, (unapplied..=last).map(blank)).await.unwrap();
+                unapplied = last + 1;
                 node.get().log.purge(id(last)).await.unwrap();
                 // A purge may be lost in a crash, but then the entries are still there. Bound it by the next sync.
                 node.get().log.save_vote(&vote(voted.unwrap_or(1))).await.unwrap();
@@ -140,4 +141,22 @@ async fn a_broken_disk_is_final() {
     assert!(apply(&mut node.get().machine, [entry(3)]).await.is_err());
     assert_eq!(logged(&mut node.reopen().log).await, [0, 1, 2, 3]);
     assert_eq!(digest(&node.get().machine).2, 2);
+}
+
+#[tokio::test]
+async fn replication_gets_nothing_where_the_first_entry_is_purged() {
+    let mut node = Node::with(30).await;
+    let log = &mut node.get().log;
+    log.purge(id(9)).await.unwrap();
+    // openraft would send what follows as if it were entry 5.
+    assert!(log.limited_get_log_entries(5, 20).await.unwrap().is_empty());
+    let entries = log.limited_get_log_entries(10, 20).await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(), (10..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn the_machine_applies_nothing_after_a_hole() {
+    let mut node = Node::with(3).await;
+    let refused = apply(&mut node.get().machine, [entry(4)]).await.unwrap_err();
+    assert!(refused.to_string().contains("log entry 4 is to be applied where 3 should be"), "{refused}");
 }
