@@ -107,6 +107,8 @@ fn a_server_joins_reads_votes_and_leaves_for_good() {
     next.command.env("FAIRLEAD_TOKEN", token(&cluster));
     let mut process = next.start();
     eventually("another n4", || (role(&cluster, "n4")? == "learner").then_some(()));
+    // One that never ran has lost nothing, and may start.
+    eventually("it runs", || at(&cluster, next.grpc, &["get", "svc", "before"]).status.success().then_some(()));
     process.kill_9();
     std::fs::remove_dir_all(next.dir.join("db")).unwrap();
     // However often it is started.

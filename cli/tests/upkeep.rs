@@ -36,7 +36,10 @@ fn a_full_store_takes_only_deletions_and_has_room_again_after_them() {
     assert!(said.len() == 1 && said[0].contains("only deleting is possible"), "{said:?}");
     // What is there is served and can be deleted.
     cluster.ok(&["get", "service", "large-0"], "");
-    cluster.ok(&["delete", "service", "large-0", "large-1"], "");
+    // All of them: on a busy machine more got in than the quota, before it was noticed.
+    for name in &names {
+        cluster.run(&["delete", "service", name], "");
+    }
     eventually("room", || cluster.run(&["apply", "-f", "-"], &service("web")).status.success().then_some(()));
     eventually("no alarm", || alarms(&cluster).is_empty().then_some(()));
 }
