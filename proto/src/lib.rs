@@ -1,7 +1,7 @@
 //! Fairlead's API and the pure model that servers, agents and the command line share.
 //!
 //! Everything here is synchronous and free of IO, clocks and randomness. The gRPC stubs (feature `rpc`) are the only
-//! part that knows of tonic.
+//! part that knows of tonic; what breaks promises on purpose (feature `mutants`) is no part of any release.
 
 pub mod convert;
 pub mod digest;

@@ -3,13 +3,14 @@
 //! host, a cut network) refuses nothing, and is replaced when the time is over, as ever. A leader that restarted leads no
 //! more, and asks for votes at once itself.
 //!
-//! INVARIANT: nobody is asked for a vote before a majority agrees, so one member's broken link disturbs no leader; and a
-//! voter passes over its leader's lease only for the very vote it agreed on. No read relies on a lease.
+//! INVARIANT: nobody is asked for a vote before a majority would give it, so one member's broken link disturbs no leader; and
+//! a voter passes over its leader's lease only for the very vote it agreed to replace, or if that leader itself asks. No
+//! read relies on a lease.
 
-use crate::raft::types::TypeConfig;
+use crate::raft::types::{LogId, TypeConfig};
 use crate::raft::{Consensus, Inner};
 use crate::storage::codec;
-use fairlead_proto::internal::v1::{LogId, LostRequest, LostResponse, Vote};
+use fairlead_proto::internal::v1::{LostRequest, LostResponse, Vote};
 use openraft::raft::{VoteRequest, VoteResponse};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -150,12 +151,11 @@ impl Consensus {
             let request = LostRequest { header: Some(self.header(*id)), vote: Some(*vote) };
             let mut client = self.inner.peers.client(*id)?;
             let answer = tokio::time::timeout(ANSWER, client.lost(request)).await.ok()?.ok()?.into_inner();
-            answer.agreed.then_some(answer.last_log_id)
+            answer.agreed.then(|| answer.last_log_id.as_ref().map(codec::to_log_id))
         });
         let agreed: Vec<Option<LogId>> = futures::future::join_all(asked).await.into_iter().flatten().collect();
         let own = self.last_log_id().await;
-        let longest = |id: &Option<LogId>| id.as_ref().map(|id| (id.term, id.index));
-        agreed.len() + 1 > voters.len() / 2 && agreed.iter().all(|log| longest(log) <= longest(&own))
+        agreed.len() + 1 > voters.len() / 2 && agreed.iter().all(|log| *log <= own)
     }
 
     /// Another voter asks whether this one finds its leader gone, too.
@@ -166,7 +166,7 @@ impl Consensus {
         if agreed {
             self.inner.suspicion.agree(vote);
         }
-        LostResponse { agreed, last_log_id: self.last_log_id().await }
+        LostResponse { agreed, last_log_id: self.last_log_id().await.as_ref().map(codec::log_id) }
     }
 
     /// Whether the leader whose vote this member holds is known to lead no more: this member agreed that it is gone, or it
@@ -183,10 +183,8 @@ impl Consensus {
         use openraft::async_runtime::WatchReceiver as _;
         let vote = self.inner.raft.metrics().borrow_watched().vote;
         let last = self.last_log_id().await;
-        let longest = |id: &Option<LogId>| id.as_ref().map(|id| (id.term, id.index));
-        let granted =
-            request.vote > vote && longest(&request.last_log_id.as_ref().map(codec::log_id)) >= longest(&last);
-        VoteResponse::new(vote, last.as_ref().map(codec::to_log_id), granted)
+        let granted = request.vote > vote && request.last_log_id >= last;
+        VoteResponse::new(vote, last, granted)
     }
 
     /// The vote by which a member leads this one; `None` if it doesn't, or is this member.
@@ -199,8 +197,7 @@ impl Consensus {
     }
 
     async fn last_log_id(&self) -> Option<LogId> {
-        let last = self.inner.raft.with_raft_state(|state| state.log_ids.last().copied()).await.ok()??;
-        Some(codec::log_id(&last))
+        self.inner.raft.with_raft_state(|state| state.log_ids.last().copied()).await.ok()?
     }
 
     /// A member's port refuses: nobody listens there any more.

@@ -31,7 +31,7 @@ use tracing::Span;
 const STREAM_BUFFER: usize = 16;
 /// Pod reports waiting to be committed.
 const REPORT_BUFFER: usize = 64;
-/// An idle node is told of later revisions this often, so that its view stays resumable.
+/// An idle node is told of later revisions after this time and at most half of it more, so that its view stays resumable.
 const STEP_EVERY: Duration = Duration::from_secs(10);
 /// How long a server waits to reach the revision an agent has already seen.
 const CATCH_UP: Duration = Duration::from_secs(3);
