@@ -39,7 +39,7 @@ bench-dataplane: ## what a change costs by data plane, at 1,000 to 45,000 servic
 	@deploy/bench/dataplane.sh $(TARGET)/release/examples/dataplane $(FAIRLEAD)
 	@deploy/bench/ipvs.sh $(TARGET)/release/examples/ipvs
 
-jepsen: ## everything broken, every promise checked (as root, about 15 minutes; FULL=1: hours)
+jepsen: ## everything broken, every promise checked (as root, some ten minutes and the builds; FULL=1: hours)
 	@$(PREPARE) build run jepsen
 	@$(MAKE) --no-print-directory rocksdb
 	@deploy/build/jepsen.sh $(or $(PROFILE),release) $(if $(FULL),full,short)
