@@ -53,8 +53,14 @@ const SPECIAL_NAMES: &[(&str, &str)] = &[
 ];
 
 /// Never in a manifest: kept beside it.
-const UNRENDERED: &[&str] =
-    &["ObjectMeta.last_applied", "Namespace.extra_json", "Node.extra_json", "Pod.extra_json", "Service.extra_json"];
+const UNRENDERED: &[&str] = &[
+    "ObjectMeta.last_applied",
+    "ObjectMeta.managed_fields",
+    "Namespace.extra_json",
+    "Node.extra_json",
+    "Pod.extra_json",
+    "Service.extra_json",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -7,6 +7,7 @@ use crate::{settings, signals, systemd, telemetry};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use fairlead_agent::{Config, Mode, Security as AgentSecurity};
+use fairlead_server::http::Limits;
 use fairlead_server::pki::listener::{HttpListener, Security};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -123,7 +124,7 @@ pub async fn main(global: &Global, args: AgentArgs) -> anyhow::Result<()> {
             .route("/metrics", axum::routing::get(move || async move { render() }))
             .route("/livez", axum::routing::get(|| async { "ok\n" }));
         let listener = HttpListener::new(listener, Security::Plain)?;
-        tokio::spawn(fairlead_server::http::serve(listener, router, cancel.clone()));
+        tokio::spawn(fairlead_server::http::serve(listener, (router, Limits::SCRAPED), cancel.clone()));
     }
     let ended = fairlead_agent::run(config, cancel).await.context("agent");
     telemetry.end().await;

@@ -40,7 +40,7 @@ pub struct ServerArgs {
     /// Other servers [default: 0.0.0.0:7401]
     #[arg(long, env = "FAIRLEAD_LISTEN_PEER")]
     listen_peer: Option<SocketAddr>,
-    /// HTTPS; for now /livez and /readyz, without TLS [default: 0.0.0.0:7443]
+    /// HTTPS: Kubernetes' API, /livez and /readyz [default: 0.0.0.0:7443]
     #[arg(long, env = "FAIRLEAD_LISTEN_HTTPS")]
     listen_https: Option<SocketAddr>,
     /// DNS, UDP and TCP [default: 0.0.0.0:53]

@@ -88,6 +88,13 @@ fn a_server_joins_reads_votes_and_leaves_for_good() {
     cluster.ok(&["operator", "transfer-leader", "n4"], "");
     eventually("it leads", || (role(&cluster, "n4")? == "leader").then_some(()));
     cluster.ok(&["apply", "-f", "-"], &service("under-n4"));
+    // A learner whose log begins before its leader was a member gets it all the same.
+    let mut n5 = newcomer(&cluster, 1, ("n5", "n5"));
+    n5.command.env("FAIRLEAD_TOKEN", token(&cluster));
+    let mut second = n5.start();
+    eventually("a read at n5", || at(&cluster, n5.grpc, &["get", "svc", "under-n4"]).status.success().then_some(()));
+    cluster.ok(&["member", "remove", "n5"], "");
+    second.kill_9();
     // Another server that says it is n4 is refused, with or without a token.
     let mut thief = newcomer(&cluster, 1, ("n4", "thief"));
     thief.command.env("FAIRLEAD_TOKEN", token(&cluster));

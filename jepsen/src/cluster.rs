@@ -1,6 +1,7 @@
 //! The processes under test: the real program on its hosts, each with a data directory of its own. Only pids that were
 //! started here are ever signalled.
 
+use crate::disk::Disk;
 use crate::hosts::{Host, Hosts};
 use crate::validate::addresses::{NODE_PORTS, SERVICE_CIDR};
 use anyhow::{Context as _, ensure};
@@ -8,10 +9,10 @@ use fairlead_proto::v1::cluster_client::ClusterClient;
 use fairlead_proto::v1::{StatusRequest, StatusResponse};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -67,14 +68,22 @@ pub struct Cluster {
     /// Extra environment of servers: the clock that they see, a mutant.
     environment: Mutex<BTreeMap<Host, Vec<(String, String)>>>,
     mounted: Mutex<Vec<PathBuf>>,
+    /// Servers that are no founders any more: they join through the others.
+    joined: Mutex<BTreeSet<Host>>,
+    /// Disks that can lose power, of the scenarios that have them.
+    disks: BTreeMap<Host, Disk>,
 }
 
 impl Cluster {
-    /// Prepares folders; nothing is started.
+    /// Prepares folders, with disks that can lose power or without; nothing is started.
     ///
     /// # Errors
     /// A folder that can't be made, or a disk that can't be mounted.
-    pub fn new(hosts: Hosts, (servers, agents): (u8, u8), program: &Path, dir: &Path) -> anyhow::Result<Self> {
+    pub fn new(
+        hosts: Hosts,
+        (servers, agents): (u8, u8),
+        (program, dir, disks): (&Path, &Path, bool),
+    ) -> anyhow::Result<Self> {
         let all = (1..=servers).map(Host::Server).chain((1..=agents).map(Host::Agent));
         let cluster = Self {
             hosts,
@@ -85,15 +94,37 @@ impl Cluster {
             processes: all.map(|host| (host, Mutex::default())).collect(),
             environment: Mutex::default(),
             mounted: Mutex::default(),
+            joined: Mutex::default(),
+            disks: BTreeMap::new(),
         };
         for host in cluster.processes.keys() {
             let place = cluster.data(*host);
             fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
-            if let Host::Server(_) = host {
+            if matches!(host, Host::Server(_)) && !disks {
                 cluster.mount(&place)?;
             }
         }
-        Ok(cluster)
+        if disks { cluster.with_disks() } else { Ok(cluster) }
+    }
+
+    /// Gives servers disks that can lose power, before any of them starts.
+    fn with_disks(mut self) -> anyhow::Result<Self> {
+        for host in self.server_hosts().collect::<Vec<_>>() {
+            let backing = self.dir.join(host.name()).join("disk");
+            fs::create_dir_all(&backing).with_context(|| backing.display().to_string())?;
+            self.mount(&backing)?;
+            let socket = self.dir.join(format!("{}.disk", host.name()));
+            self.disks.insert(host, Disk::mount(&self.data(host), &backing, &socket)?);
+        }
+        Ok(self)
+    }
+
+    /// A server's disk that can lose power.
+    ///
+    /// # Errors
+    /// This scenario has none.
+    pub fn disk(&self, host: Host) -> anyhow::Result<&Disk> {
+        self.disks.get(&host).with_context(|| format!("the disk of {} can't lose power", host.name()))
     }
 
     /// A small disk in memory: it can be filled without harm.
@@ -136,6 +167,16 @@ impl Cluster {
         lock(&self.environment).insert(host, variables);
     }
 
+    /// From now on a server is one that joins a cluster which is there.
+    pub fn joins(&self, host: Host) {
+        lock(&self.joined).insert(host);
+    }
+
+    /// Whether a server came later.
+    pub fn has_joined(&self, host: Host) -> bool {
+        lock(&self.joined).contains(&host)
+    }
+
     /// Starts a process, if it doesn't run.
     ///
     /// # Errors
@@ -165,7 +206,14 @@ impl Cluster {
             self.server_hosts().map(|host| format!("{}={}:{PEER}", host.name(), host.address())).collect();
         let address = host.address();
         command.args(["--insecure", "server", "--name", &host.name(), "--data-dir"]).arg(self.data(host));
-        command.args(["--initial-cluster", &members.join(","), "--service-cidr", SERVICE_CIDR]);
+        match self.server_hosts().find(|other| *other != host).filter(|_| self.has_joined(host)) {
+            Some(other) => {
+                command.args(["--join", &format!("{}:{GRPC}", other.address())]);
+                command.args(["--advertise-peer", &format!("{address}:{PEER}")]);
+            }
+            None => drop(command.args(["--initial-cluster", &members.join(",")])),
+        }
+        command.args(["--service-cidr", SERVICE_CIDR]);
         command.args(["--node-port-range", &format!("{}-{}", NODE_PORTS.0, NODE_PORTS.1), "--min-free-mib", "8"]);
         for (flag, port) in [("grpc", GRPC), ("peer", PEER), ("https", 7443), ("dns", 53), ("metrics", 7402)] {
             command.args([&format!("--listen-{flag}"), &format!("{address}:{port}")]);
@@ -280,10 +328,26 @@ pub fn sweep(store: &Path) {
 }
 
 impl Cluster {
+    /// Ends every process and copies servers' data beside their disks, which go with the run: something is wrong with it.
+    pub fn keep(&self) {
+        for host in self.server_hosts() {
+            self.kill(host);
+            let to = self.dir.join(host.name()).join("kept");
+            let done = Command::new("cp").arg("-a").arg(self.data(host)).arg(&to).status();
+            if !done.is_ok_and(|status| status.success()) {
+                eprintln!("  the data of {} can't be kept in {}", host.name(), to.display());
+            }
+        }
+    }
+
     /// Ends every process and takes disks and hosts away. It may be done more than once.
     pub fn down(&self) {
         for host in self.all() {
             self.kill(host);
+        }
+        for host in self.disks.keys() {
+            // What is below it can't go first. The disk's process ends by itself.
+            let _ = Command::new("umount").arg("-l").arg(self.data(*host)).stderr(Stdio::null()).status();
         }
         for place in lock(&self.mounted).drain(..) {
             let _ = Command::new("umount").arg("-l").arg(&place).status();

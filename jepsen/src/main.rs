@@ -7,7 +7,7 @@ use fairlead_jepsen::random::Random;
 use fairlead_jepsen::report::{Outcome, Report};
 use fairlead_jepsen::run::{Plan, run};
 use fairlead_jepsen::scenario::{ALL, Scenario, named};
-use fairlead_jepsen::{cluster, hosts, mutants};
+use fairlead_jepsen::{cluster, disk, hosts, mutants};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -43,6 +43,16 @@ enum What {
         #[arg(long, default_value = "store")]
         store: PathBuf,
     },
+    /// Serve a server's disk: the harness starts it
+    #[command(hide = true, name = disk::SUBCOMMAND)]
+    Disk {
+        /// Where it is mounted
+        at: PathBuf,
+        /// What holds its files
+        backing: PathBuf,
+        /// Where it is told what to do
+        socket: PathBuf,
+    },
     /// Run scenarios, one after the other
     Run {
         /// Which; default: all but "all"
@@ -71,6 +81,10 @@ fn main() -> anyhow::Result<ExitCode> {
             for scenario in ALL {
                 println!("{:10} {} ({} servers)", scenario.name, scenario.about, scenario.servers);
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        What::Disk { at, backing, socket } => {
+            disk::serve(&at, &backing, &socket)?;
             Ok(ExitCode::SUCCESS)
         }
         What::Mutants { mutants, fairlead, count, seconds, seed, runs, store } => {

@@ -1,7 +1,7 @@
 //! The broken behaviours of a build with the feature `mutants`, and the scenario that must find each.
 
 /// Name and scenario.
-pub const ALL: [(&str, &str); 24] = [
+pub const ALL: [(&str, &str); 25] = [
     ("StaleRead", "pause"),
     ("StaleList", "pause"),
     ("StaleWatchStart", "partition"),
@@ -12,6 +12,7 @@ pub const ALL: [(&str, &str); 24] = [
     ("RetryAsNew", "kill"),
     ("UnknownAsRefused", "kill"),
     ("AckBeforeWrite", "kill"),
+    ("NoSync", "power"),
     ("LeaderRestore", "kill"),
     ("BlindCas", "members"),
     ("SilentDelete", "members"),

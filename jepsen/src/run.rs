@@ -9,10 +9,10 @@ use crate::history::{Anomaly, Answer, Call, Operation, Verdict};
 use crate::hosts::{Host, Hosts, pod_address};
 use crate::nemesis::{self, Happened, Planned, Schedule, disk};
 use crate::random::Random;
-use crate::report::Report;
+use crate::report::{Outcome, Report};
 use crate::scenario::Scenario;
 use crate::validate;
-use crate::workload::{self, Actor, NAMESPACES, Stage, dataplane, lists, registers, set};
+use crate::workload::{self, Actor, NAMESPACES, Stage, dataplane, lists, names, registers, set};
 use anyhow::{Context as _, bail, ensure};
 use fairlead_proto::v1::cluster_client::ClusterClient;
 use fairlead_proto::v1::objects_client::ObjectsClient;
@@ -30,6 +30,8 @@ const AGENTS: u8 = 2;
 const START: Duration = Duration::from_secs(60);
 /// Time to become one again after the last fault.
 const CONVERGE: Duration = Duration::from_secs(60);
+/// Time for kernels to have what servers say.
+const KERNELS: Duration = Duration::from_secs(15);
 /// Operations that must be done within the warm-up.
 const WARM_UP: (Duration, usize) = (Duration::from_secs(3), 100);
 /// Time for one fault to be installed or healed.
@@ -75,11 +77,15 @@ async fn play(plan: &Plan, hosts: Hosts) -> anyhow::Result<Report> {
         std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
     }
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-    let cluster = Arc::new(Cluster::new(hosts, (plan.scenario.servers, AGENTS), &plan.program, &dir)?);
+    let cluster =
+        Arc::new(Cluster::new(hosts, (plan.scenario.servers, AGENTS), (&plan.program, &dir, plan.scenario.disks))?);
     let stage = Arc::new(Stage::new(cluster.clone()));
     let report = on_stage(plan, &stage, &dir).await;
     // Threads and tasks that still hold the stage find it empty.
     stage.stop();
+    if report.as_ref().is_ok_and(|report| report.outcome() == Outcome::Broken) && plan.environment.is_empty() {
+        cluster.keep();
+    }
     cluster.down();
     report
 }
@@ -96,9 +102,10 @@ async fn on_stage(plan: &Plan, stage: &Arc<Stage>, dir: &Path) -> anyhow::Result
         schedule.unwrap_or_else(|| nemesis::schedule(plan.scenario.faults, plan.seconds, plan.seed ^ 0x5eed));
     std::fs::write(dir.join("schedule.json"), serde_json::to_vec_pretty(&schedule)?)?;
     let faults = break_everything(stage, (schedule, plan.seconds)).await;
-    let converged = end(stage, &mut random).await;
+    let (converged, kernels) = end(stage, &mut random).await;
     let mut checks = judge(stage);
     checks.push(("convergence", converged));
+    checks.push(("kernels", kernels));
     checks.push(("coverage", coverage(plan, &faults)));
     let report = Report::new(plan, stage, (faults, checks));
     report.save(dir, &lock(&stage.history))?;
@@ -243,6 +250,9 @@ async fn break_everything(stage: &Arc<Stage>, (schedule, seconds): (Schedule, u6
         }
     }
     for host in stage.cluster.all() {
+        if let Ok(disk) = stage.cluster.disk(host) {
+            let _ = disk.command("heal");
+        }
         stage.cluster.resume(host);
         if let Err(error) = stage.cluster.start(host) {
             eprintln!("  {} does not start: {error}", host.name());
@@ -290,13 +300,14 @@ async fn lane(stage: Arc<Stage>, (planned, until): (Vec<Planned>, Instant), happ
 }
 
 /// Load goes on a little without faults, then ends; everything becomes one again, and is read from every server.
-async fn end(stage: &Arc<Stage>, random: &mut Random) -> Verdict {
+async fn end(stage: &Arc<Stage>, random: &mut Random) -> (Verdict, Verdict) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     stage.stop();
     let converged = converge(stage).await;
     if converged != Verdict::Valid {
-        return converged;
+        return (converged, Verdict::Unknown("servers did not become one".to_owned()));
     }
+    let kernels = kernels(stage).await;
     // Those that were in the middle of something end.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for server in 0..stage.cluster.servers {
@@ -307,8 +318,28 @@ async fn end(stage: &Arc<Stage>, random: &mut Random) -> Verdict {
         }
         lists::read(&mut actor).await;
         set::read(&mut actor).await;
+        names::ask_all(&mut actor, Host::Server(server + 1)).await;
     }
-    converged
+    (converged, kernels)
+}
+
+/// Waits until every agent's kernel has what it should, and nothing else.
+async fn kernels(stage: &Stage) -> Verdict {
+    let begun = Instant::now();
+    loop {
+        let differs = match nemesis::process::command(&stage.cluster, &["dataplane", "diff"]).await {
+            Ok(()) => {
+                eprintln!("  kernels are as they should be {} ms after servers", begun.elapsed().as_millis());
+                return Verdict::Valid;
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        if begun.elapsed() >= KERNELS {
+            let what = format!("{KERNELS:?} after the servers were one: {differs}");
+            return Verdict::Broken(vec![Anomaly { kind: "kernel-differs", what, operations: Vec::new() }]);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Waits until every server has the same revision and the same digest.

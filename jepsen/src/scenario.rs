@@ -15,16 +15,19 @@ pub struct Scenario {
     pub servers: u8,
     /// Servers see clocks that can be set.
     pub clocks: bool,
+    /// Servers' disks can lose power.
+    pub disks: bool,
 }
 
 /// All of them.
-pub const ALL: [Scenario; 12] = [
+pub const ALL: [Scenario; 14] = [
     Scenario {
         name: "kill",
         about: "servers are killed, one or all, and come back",
         faults: &[Kind::KillLeader, Kind::KillFollower, Kind::KillMajority, Kind::KillAll],
         servers: 3,
         clocks: false,
+        disks: false,
     },
     Scenario {
         name: "pause",
@@ -32,6 +35,7 @@ pub const ALL: [Scenario; 12] = [
         faults: &[Kind::PauseLeader, Kind::PauseFollower, Kind::PauseMajority],
         servers: 3,
         clocks: false,
+        disks: false,
     },
     Scenario {
         name: "partition",
@@ -39,6 +43,7 @@ pub const ALL: [Scenario; 12] = [
         faults: &[Kind::IsolateLeader, Kind::IsolateFollower, Kind::IsolateAll, Kind::Bridge, Kind::Flapping],
         servers: 3,
         clocks: false,
+        disks: false,
     },
     Scenario {
         name: "one-way",
@@ -52,6 +57,7 @@ pub const ALL: [Scenario; 12] = [
         ],
         servers: 3,
         clocks: false,
+        disks: false,
     },
     Scenario {
         name: "loss",
@@ -59,6 +65,7 @@ pub const ALL: [Scenario; 12] = [
         faults: &[Kind::LossAtLeader, Kind::LossEverywhere, Kind::Resets, Kind::KillLeader, Kind::PauseFollower],
         servers: 3,
         clocks: false,
+        disks: false,
     },
     Scenario {
         name: "clock",
@@ -66,6 +73,7 @@ pub const ALL: [Scenario; 12] = [
         faults: &[Kind::ClockForward, Kind::ClockBack, Kind::ClockFast, Kind::ClockSlow, Kind::KillLeader],
         servers: 3,
         clocks: true,
+        disks: false,
     },
     Scenario {
         name: "disk",
@@ -80,6 +88,23 @@ pub const ALL: [Scenario; 12] = [
         ],
         servers: 3,
         clocks: false,
+        disks: false,
+    },
+    Scenario {
+        name: "power",
+        about: "power is cut and what was not synced is gone or torn; disks are slow, or fail when they sync",
+        faults: &[
+            Kind::PowerCutAll,
+            Kind::PowerCutMajority,
+            Kind::PowerCutLeader,
+            Kind::TornWrites,
+            Kind::SlowSyncs,
+            Kind::FailedSync,
+            Kind::IsolateFollower,
+        ],
+        servers: 3,
+        clocks: false,
+        disks: true,
     },
     Scenario {
         name: "members",
@@ -94,6 +119,15 @@ pub const ALL: [Scenario; 12] = [
         ],
         servers: 3,
         clocks: false,
+        disks: false,
+    },
+    Scenario {
+        name: "replace",
+        about: "members are removed for good and others join in their place, while leaders change and links break",
+        faults: &[Kind::ReplaceMember, Kind::TransferLeader, Kind::KillFollower, Kind::IsolateFollower],
+        servers: 3,
+        clocks: false,
+        disks: false,
     },
     Scenario {
         name: "clients",
@@ -101,6 +135,7 @@ pub const ALL: [Scenario; 12] = [
         faults: &[Kind::ConnectionStorm, Kind::Garbage, Kind::SlowWatchers, Kind::TerminateLeader, Kind::KillFollower],
         servers: 3,
         clocks: false,
+        disks: false,
     },
     Scenario {
         name: "agents",
@@ -110,11 +145,13 @@ pub const ALL: [Scenario; 12] = [
             Kind::PauseAgent,
             Kind::AgentsCutFromServers,
             Kind::RestartAgents,
+            Kind::TamperRules,
             Kind::KillLeader,
             Kind::KillAll,
         ],
         servers: 3,
         clocks: false,
+        disks: false,
     },
     Scenario {
         name: "five",
@@ -129,8 +166,9 @@ pub const ALL: [Scenario; 12] = [
         ],
         servers: 5,
         clocks: false,
+        disks: false,
     },
-    Scenario { name: "all", about: "everything", faults: &Kind::ALL, servers: 3, clocks: true },
+    Scenario { name: "all", about: "everything", faults: &Kind::ALL, servers: 3, clocks: true, disks: true },
 ];
 
 /// A scenario by its name.

@@ -28,6 +28,8 @@ pub enum Mutant {
     UnknownAsRefused,
     /// Entries are acknowledged before they are written.
     AckBeforeWrite,
+    /// Nothing is synced.
+    NoSync,
     /// A restarted leader leads on in its term.
     LeaderRestore,
     /// A write doesn't look at the revision that it names.

@@ -21,18 +21,34 @@ use tokio_util::sync::CancellationToken;
 /// Renders the process's metrics in Prometheus' text format.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Connections at once; whoever comes then waits.
-const MAX_CONNECTIONS: usize = 256;
 /// A request's head must be there within this; a slow one holds nobody up for longer.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// Then a connection is closed, between two requests.
-const CONNECTION_LIFE: Duration = Duration::from_secs(600);
+
+/// What a port takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; whoever comes then waits.
+    pub connections: usize,
+    /// Then a connection is closed, between two requests; `None`: it may stay.
+    pub life: Option<Duration>,
+    /// Requests of one connection at once.
+    pub streams: u32,
+    /// A head must be there within this, also the next one of a connection that says nothing.
+    pub head_within: Duration,
+}
+
+impl Limits {
+    /// A port that is looked at now and then.
+    pub const SCRAPED: Self =
+        Self { connections: 256, life: Some(Duration::from_secs(600)), streams: 32, head_within: HEADERS_WITHIN };
+    /// A port that clients work at, and watch.
+    pub const SERVED: Self =
+        Self { connections: 8_192, life: None, streams: 1_000, head_within: Duration::from_secs(90) };
+}
+
 /// Bytes of a request's head.
 const MAX_BUFFER: usize = 64 * 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
-/// Requests of one connection at once.
-const MAX_STREAMS: u32 = 32;
-
 /// A member that reaches no quorum within this is not ready.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -61,11 +77,15 @@ pub fn metrics(render: RenderMetrics) -> Router {
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(mut listener: HttpListener, router: Router, cancel: CancellationToken) -> std::io::Result<()> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub async fn serve(
+    mut listener: HttpListener,
+    (router, limits): (Router, Limits),
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
+    let places = Arc::new(Semaphore::new(limits.connections));
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_buf_size(MAX_BUFFER);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEADERS);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head_within).max_buf_size(MAX_BUFFER);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(limits.streams).max_header_list_size(MAX_HEADERS);
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
         let (connection, caller) = tokio::select! {
@@ -74,12 +94,18 @@ pub async fn serve(mut listener: HttpListener, router: Router, cancel: Cancellat
         };
         let (builder, service, cancel) =
             (builder.clone(), TowerToHyperService::new(router.clone().layer(Extension(caller))), cancel.clone());
+        let life = async move {
+            match limits.life {
+                Some(life) => tokio::time::sleep(life).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::spawn(async move {
             let served = builder.serve_connection(TokioIo::new(connection), service);
             tokio::pin!(served);
             tokio::select! {
                 _ = served.as_mut() => {}
-                () = tokio::time::sleep(CONNECTION_LIFE) => served.as_mut().graceful_shutdown(),
+                () = life => served.as_mut().graceful_shutdown(),
                 () = cancel.cancelled() => served.as_mut().graceful_shutdown(),
             }
             let _ = tokio::time::timeout(HEADERS_WITHIN, served).await;

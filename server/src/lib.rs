@@ -9,6 +9,7 @@ pub mod config;
 pub mod controller;
 pub mod dns;
 pub mod http;
+pub mod kube;
 pub mod machine;
 pub mod metrics;
 pub mod nodes;

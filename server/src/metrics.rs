@@ -30,6 +30,11 @@ pub const METRICS: &[Metric] = &[
     gauge("fairlead_storage_free_bytes", "Bytes left on the data directory's disk."),
     counter("fairlead_api_requests_total", "Calls of clients, by RPC and gRPC code (0 = answered)."),
     histogram("fairlead_api_request_seconds", "Calls of clients: time to the answer, or to a stream's beginning."),
+    counter("fairlead_kube_requests_total", "Requests to Kubernetes' API, by verb and HTTP code."),
+    histogram(
+        "fairlead_kube_request_seconds",
+        "Requests to Kubernetes' API: time to the answer, or to a watch's beginning.",
+    ),
     counter("fairlead_api_refused_calls_total", "Calls refused at the door: not allowed, or too many at once."),
     counter("fairlead_api_refused_connections_total", "Connections hung up on: too many."),
     counter("fairlead_api_writes_total", "Writes that were decided, by whether they were rejected."),

@@ -12,7 +12,8 @@ use crate::audit::Audit;
 use crate::config::{Config, TlsConfig};
 use crate::controller::{audit, lease, version};
 use crate::dns;
-use crate::http::{self, RenderMetrics};
+use crate::http::{self, Limits, RenderMetrics};
+use crate::kube::Kube;
 use crate::machine::MACHINE_VERSION;
 use crate::metrics;
 use crate::nodes::{Nodes, PeerFace};
@@ -156,14 +157,15 @@ pub async fn run(
         settings: config.shown().to_string().into(),
         render: rendered(&config, &consensus, &nodes),
     };
+    let api = kubernetes(&objects, (&consensus, &nodes), &serving);
     let routes = grpc_routes((objects, access, members, maintenance), &consensus, (&nodes, &sessions)).await?;
     let guard = Guard::new(consensus.clone());
     tasks.spawn("grpc", serve_grpc((listeners.grpc, secured.security()), (routes, guard), serving.clone()));
     let https = secured.http(listeners.https, config.listen_https)?;
-    tasks.spawn("https", http::serve(https, http::health(consensus.clone()), serving.clone()));
+    tasks.spawn("https", http::serve(https, api, serving.clone()));
     let metrics = http::health(consensus.clone()).merge(http::metrics(rendered(&config, &consensus, &nodes)));
     let listener = secured.http(listeners.metrics, config.listen_metrics)?;
-    tasks.spawn("metrics", http::serve(listener, metrics, serving.clone()));
+    tasks.spawn("metrics", http::serve(listener, (metrics, Limits::SCRAPED), serving.clone()));
     if let Some(keeper) = &secured.keeper {
         tasks.spawn_quiet("certificates", keeper.clone().run(consensus.clone(), writer.clone(), serving.clone()));
     }
@@ -178,6 +180,16 @@ pub async fn run(
     tasks.drain(DRAIN).await;
     consensus.shutdown().await;
     Ok(ended?)
+}
+
+/// Kubernetes' API, and how a member is.
+fn kubernetes(
+    objects: &ObjectsService,
+    (consensus, nodes): (&Consensus, &Arc<Nodes>),
+    serving: &CancellationToken,
+) -> (axum::Router, Limits) {
+    let kube = Kube::new(objects.clone(), (consensus.clone(), nodes.clone()), serving.clone());
+    (http::health(consensus.clone()).merge(kube.router()), Limits::SERVED)
 }
 
 /// Renders the metrics, with gauges as they are then.

@@ -204,6 +204,25 @@ impl ClientConfig {
     }
 }
 
+/// A configuration for kubectl: one cluster at a URL, one user, one context.
+#[must_use]
+pub fn kubeconfig(url: &str, target: &Target) -> Value {
+    let (mut cluster, mut user) = (json!({"server": url}), json!({}));
+    if let Some(held) = &target.credentials {
+        let data = |pem: &str| Value::from(BASE64.encode(pem.as_bytes()));
+        cluster["certificate-authority-data"] = data(&held.ca);
+        user = json!({"client-certificate-data": data(&held.certificate), "client-key-data": data(&held.key)});
+    }
+    const NAME: &str = "fairlead";
+    json!({
+        "apiVersion": "v1", "kind": "Config",
+        "clusters": [{"name": NAME, "cluster": cluster}],
+        "users": [{"name": NAME, "user": user}],
+        "contexts": [{"name": NAME, "context": {"cluster": NAME, "user": NAME, "namespace": target.namespace}}],
+        "current-context": NAME,
+    })
+}
+
 /// host:port of "host:port", "https://host:port" or "http://host:port".
 fn address(text: &str) -> Result<String, Failure> {
     let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);

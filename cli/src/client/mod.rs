@@ -29,13 +29,14 @@ use connect::Servers;
 use failure::Failure;
 use fairlead_proto::tls::{self, Transport};
 use fairlead_proto::trace;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing::{Instrument as _, Span};
 use verbs::{
     about, access, apply, check, contexts, create, dataplane, debug, delete, describe, drain, events, expose, get,
-    history, label, members, snapshot, status, wait,
+    history, kubeconfig, label, members, snapshot, status, wait,
 };
 
 pub use duration::parse_timeout as parse_duration;
@@ -149,6 +150,8 @@ pub enum Verb {
     /// Look at and choose contexts of the configuration file
     #[command(subcommand)]
     Config(contexts::ConfigVerb),
+    /// Print a configuration for kubectl
+    Kubeconfig(kubeconfig::KubeconfigArgs),
 }
 
 /// What a verb works with: servers and a namespace.
@@ -239,6 +242,7 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Auth(verb) => access::auth(global, verb).await,
         Verb::User(verb) => access::user(global, verb).await,
         Verb::Config(verb) => contexts::run(global, verb),
+        Verb::Kubeconfig(args) => kubeconfig::run(global, &args),
     }
 }
 
@@ -248,5 +252,16 @@ async fn dispatch(global: &Global, verb: Verb) -> Result<(), Failure> {
 /// The file can't be written.
 pub fn write_client_config(path: &Path, servers: &[String]) -> anyhow::Result<()> {
     config::write_value(path, &config::dev_config(servers))
+        .map_err(|failure| anyhow::anyhow!(failure.text().trim_start_matches("error: ").to_owned()))
+}
+
+/// Writes a configuration with which kubectl reaches a server's HTTPS port in plaintext.
+///
+/// # Errors
+/// The file can't be written.
+pub fn write_kubeconfig(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
+    let namespace = fairlead_proto::model::DEFAULT_NAMESPACE.to_owned();
+    let target = Target { servers: Vec::new(), namespace, namespace_given: false, credentials: None };
+    config::write_value(path, &config::kubeconfig(&format!("http://{address}"), &target))
         .map_err(|failure| anyhow::anyhow!(failure.text().trim_start_matches("error: ").to_owned()))
 }

@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 /// Name of the one member and of the one node.
 const NAME: &str = "dev";
 
+/// The configuration for kubectl, in the data directory.
+const KUBECONFIG: &str = "kubeconfig.yaml";
+
 /// Where the data plane's rules go.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Netns {
@@ -51,7 +54,7 @@ pub struct DevArgs {
     /// gRPC
     #[arg(long, default_value = "127.0.0.1:7400", env = "FAIRLEAD_LISTEN_GRPC")]
     listen_grpc: SocketAddr,
-    /// HTTPS; for now /livez and /readyz, without TLS
+    /// Kubernetes' API, /livez and /readyz, without TLS
     #[arg(long, default_value = "127.0.0.1:7443", env = "FAIRLEAD_LISTEN_HTTPS")]
     listen_https: SocketAddr,
     /// DNS
@@ -119,6 +122,7 @@ async fn run(
     let agent = tokio::spawn(fairlead_agent::run(agent_config(args, data_dir, plane), cancel.clone()));
     let config = data_dir.join("client.yaml");
     client::write_client_config(&config, &[args.listen_grpc.to_string()])?;
+    client::write_kubeconfig(&data_dir.join(KUBECONFIG), args.listen_https)?;
     let vip = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
         seeded = seed(args, plane) => seeded?,
@@ -141,6 +145,7 @@ async fn run(
 
 fn banner(args: &DevArgs, plane: &Plane, config: &Path, vip: Option<&str>) {
     println!("  fairlead --config {} get svc", config.display());
+    println!("  kubectl --kubeconfig {} get svc", config.with_file_name(KUBECONFIG).display());
     let Some(vip) = vip else { return };
     println!("  dig +short -p {} @{} echo.default.svc.cluster.local", args.listen_dns.port(), args.listen_dns.ip());
     match &plane.netns {

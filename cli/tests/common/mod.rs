@@ -178,6 +178,11 @@ impl Cluster {
         format!("127.0.0.1:{}", self.ports[index][0])
     }
 
+    /// HTTPS address of one server.
+    pub fn https(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[index][2])
+    }
+
     /// Metrics address of one server.
     pub fn metrics(&self, index: usize) -> String {
         format!("127.0.0.1:{}", self.ports[index][4])

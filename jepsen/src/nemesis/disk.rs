@@ -84,6 +84,7 @@ pub fn set_clock(cluster: &Cluster, host: Host, to: &str) -> anyhow::Result<()> 
 async fn damage(cluster: &Arc<Cluster>, kind: Kind, random: &mut Random) -> anyhow::Result<Installed> {
     let host = follower(cluster, random).await?;
     all_whole(cluster).await?;
+    ensure!(!cluster.has_joined(host), "one that joined is not let in without its data");
     ensure!(cluster.kill(host), "it did not run");
     let done = match kind {
         Kind::Wipe => {
@@ -93,6 +94,7 @@ async fn damage(cluster: &Arc<Cluster>, kind: Kind, random: &mut Random) -> anyh
         Kind::BitFlip => flip(&largest(&cluster.data(host))?, random),
         _ => truncate(&largest(&cluster.data(host))?, random),
     };
+    settle(cluster, host)?;
     cluster.start(host)?;
     done?;
     tokio::time::sleep(NOTICE).await;
@@ -100,11 +102,12 @@ async fn damage(cluster: &Arc<Cluster>, kind: Kind, random: &mut Random) -> anyh
 }
 
 /// Nobody else is without its data: more than a minority that lost theirs is beyond what can be promised.
-async fn all_whole(cluster: &Cluster) -> anyhow::Result<()> {
+pub(super) async fn all_whole(cluster: &Cluster) -> anyhow::Result<()> {
     let leader = leader(cluster).await?;
     let status = cluster.status(leader, NOTICE).await.context("the leader does not answer")?;
     let lacking = status.members.iter().find(|member| !member.error.is_empty() || member.revision == 0);
     ensure!(lacking.is_none(), "{} is not whole", lacking.map(|member| member.name.as_str()).unwrap_or_default());
+    ensure!(status.members.len() == usize::from(cluster.servers), "a member is missing");
     ensure!(status.members.iter().all(|member| member.voter), "a member does not vote yet");
     Ok(())
 }
@@ -152,11 +155,28 @@ fn truncate(path: &Path, random: &mut Random) -> anyhow::Result<()> {
 /// # Errors
 /// The system's.
 pub fn wipe(cluster: &Cluster, host: Host) -> anyhow::Result<()> {
+    clear(cluster, host)?;
+    cluster.start(host)
+}
+
+/// Ends a member and takes its files away.
+///
+/// # Errors
+/// The system's.
+pub fn clear(cluster: &Cluster, host: Host) -> anyhow::Result<()> {
     cluster.kill(host);
     let place = cluster.data(host);
     for entry in fs::read_dir(&place)? {
         let path = entry?.path();
         if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
     }
-    cluster.start(host)
+    settle(cluster, host)
+}
+
+/// What the harness itself did to a disk is not to come undone when power is cut.
+fn settle(cluster: &Cluster, host: Host) -> anyhow::Result<()> {
+    if let Ok(disk) = cluster.disk(host) {
+        disk.command("sync")?;
+    }
+    Ok(())
 }

@@ -5,8 +5,11 @@
 
 pub mod clients;
 pub mod disk;
+mod members;
 pub mod network;
+mod power;
 pub mod process;
+mod rules;
 
 use crate::cluster::Cluster;
 use crate::hosts::Host;
@@ -27,6 +30,8 @@ pub enum Class {
     Clock,
     /// Disks are full.
     Disk,
+    /// What was not synced is gone; syncs are slow, or fail.
+    Power,
     /// A member's files are damaged or gone.
     Corruption,
     /// Leaders and roles are changed by hand.
@@ -86,11 +91,19 @@ pub enum Kind {
     PauseAgent,
     AgentsCutFromServers,
     RestartAgents,
+    ReplaceMember,
+    TamperRules,
+    PowerCutAll,
+    PowerCutMajority,
+    PowerCutLeader,
+    TornWrites,
+    SlowSyncs,
+    FailedSync,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 50] = [
         Self::KillLeader,
         Self::KillFollower,
         Self::KillMajority,
@@ -133,6 +146,14 @@ impl Kind {
         Self::PauseAgent,
         Self::AgentsCutFromServers,
         Self::RestartAgents,
+        Self::ReplaceMember,
+        Self::TamperRules,
+        Self::PowerCutAll,
+        Self::PowerCutMajority,
+        Self::PowerCutLeader,
+        Self::TornWrites,
+        Self::SlowSyncs,
+        Self::FailedSync,
     ];
 
     /// Its group.
@@ -163,11 +184,21 @@ impl Kind {
             | Self::ClientsCutFromLeader => Class::Network,
             Self::ClockForward | Self::ClockBack | Self::ClockFast | Self::ClockSlow => Class::Clock,
             Self::DiskFullAtLeader | Self::DiskFullAtFollower => Class::Disk,
+            Self::PowerCutAll
+            | Self::PowerCutMajority
+            | Self::PowerCutLeader
+            | Self::TornWrites
+            | Self::SlowSyncs
+            | Self::FailedSync => Class::Power,
             Self::BitFlip | Self::Truncation | Self::Wipe => Class::Corruption,
-            Self::TransferLeader | Self::DrainLeader => Class::Members,
+            Self::TransferLeader | Self::DrainLeader | Self::ReplaceMember => Class::Members,
             Self::RollingRestart | Self::Backup => Class::Operations,
             Self::ConnectionStorm | Self::Garbage | Self::SlowWatchers => Class::Clients,
-            Self::KillAgent | Self::PauseAgent | Self::AgentsCutFromServers | Self::RestartAgents => Class::Agents,
+            Self::KillAgent
+            | Self::PauseAgent
+            | Self::AgentsCutFromServers
+            | Self::RestartAgents
+            | Self::TamperRules => Class::Agents,
         }
     }
 
@@ -200,7 +231,9 @@ pub type Schedule = Vec<Vec<Planned>>;
 pub fn schedule(kinds: &[Kind], seconds: u64, seed: u64) -> Schedule {
     let mut random = Random::new(seed);
     let gentle = |kind: &Kind| {
-        matches!(kind.class(), Class::Network | Class::Clock | Class::Clients | Class::Agents | Class::Members)
+        let class =
+            matches!(kind.class(), Class::Network | Class::Clock | Class::Clients | Class::Agents | Class::Members);
+        class && *kind != Kind::ReplaceMember
     };
     let (second, first): (Vec<Kind>, Vec<Kind>) = kinds.iter().copied().partition(gentle);
     let lanes = [first, second].into_iter().filter(|lane| !lane.is_empty());
@@ -257,6 +290,8 @@ pub enum Cure {
     Wipe(Host),
     /// It may lead again.
     Undrain(Host),
+    /// Disks work again; start what stopped because of them.
+    Disks(Vec<Host>),
 }
 
 /// An installed fault.
@@ -274,11 +309,13 @@ pub struct Installed {
 pub async fn install(cluster: &Arc<Cluster>, planned: &Planned) -> anyhow::Result<Installed> {
     let mut random = Random::new(planned.seed);
     match planned.kind.class() {
+        _ if planned.kind == Kind::ReplaceMember => members::replace(cluster, &mut random).await,
         Class::Process | Class::Operations | Class::Members | Class::Agents => {
             process::install(cluster, planned.kind, &mut random).await
         }
         Class::Network => network::install(cluster, planned.kind, &mut random).await,
         Class::Clock | Class::Disk | Class::Corruption => disk::install(cluster, planned.kind, &mut random).await,
+        Class::Power => power::install(cluster, planned.kind, &mut random).await,
         Class::Clients => clients::install(cluster, (planned.kind, planned.for_ms)).await,
     }
 }
@@ -304,6 +341,7 @@ pub async fn heal(cluster: &Arc<Cluster>, cure: Cure) -> anyhow::Result<()> {
         }
         Cure::Clock(host) => disk::set_clock(cluster, host, "+0"),
         Cure::Wipe(host) => disk::wipe(cluster, host),
+        Cure::Disks(hosts) => power::heal(cluster, hosts).await,
         Cure::Undrain(host) => process::command(cluster, &["member", "drain", &host.name(), "--undo"]).await,
     }
 }

@@ -52,6 +52,7 @@ pub(super) async fn install(cluster: &Arc<Cluster>, kind: Kind, random: &mut Ran
             kill(cluster, agents)
         }
         Kind::AgentsCutFromServers => network::agents_from_servers(cluster),
+        Kind::TamperRules => super::rules::tamper(cluster, (agent(cluster, random)?, random)),
         _ => bail!("no fault of processes"),
     }
 }

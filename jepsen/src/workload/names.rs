@@ -114,11 +114,24 @@ pub async fn client(stage: Arc<Stage>, random: Random, number: u8) {
     lock(&stage.records).extend(mine);
 }
 
+/// Asks a server for every name that is still there.
+pub async fn ask_all(actor: &mut Actor, server: Host) {
+    let there = lock(&actor.stage.records).clone();
+    for record in there.iter().filter(|record| record.removing == u64::MAX) {
+        ask_one(actor, server, &record.name).await;
+    }
+}
+
 async fn ask_somebody(actor: &mut Actor, name: &str) {
     let number = u8::try_from(1 + actor.random.below(actor.stage.cluster.servers.into())).unwrap_or(1);
+    ask_one(actor, Host::Server(number), name).await;
+}
+
+async fn ask_one(actor: &mut Actor, server: Host, name: &str) {
+    let Host::Server(number) = server else { return };
     let id = u16::try_from(actor.random.below(65_536)).unwrap_or(0);
     let asked = actor.stage.now();
-    let (said, stale) = ask(Host::Server(number), name, id).await.unwrap_or((Said::Silence, false));
+    let (said, stale) = ask(server, name, id).await.unwrap_or((Said::Silence, false));
     let answered = actor.stage.now();
     lock(&actor.stage.lookups).push(Lookup { name: name.to_owned(), node: number, asked, answered, said, stale });
 }

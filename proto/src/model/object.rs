@@ -23,6 +23,7 @@ static NO_METADATA: ObjectMeta = ObjectMeta {
     finalizers: Vec::new(),
     owner_references: Vec::new(),
     last_applied: String::new(),
+    managed_fields: String::new(),
 };
 
 impl Object {

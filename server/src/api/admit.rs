@@ -50,6 +50,14 @@ pub fn decode(input: Option<&Input>, options: &WriteOptions) -> Result<Admitted,
         Some(input::Form::ManifestJson(text)) => serde_json::from_str(text)
             .map_err(|error| Refused::BadRequest(format!("the manifest is not JSON: {error}")))?,
     };
+    decode_value(value, options)
+}
+
+/// Does the same with a manifest.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_value(value: Value, options: &WriteOptions) -> Result<Admitted, Refused> {
     let decoded = manifest::decode(&value).map_err(|problems| Refused::Invalid(named(&value), problems))?;
     let mut object = decoded.object;
     let warnings = unknown_fields(&object, &decoded.unknown, options)?;
@@ -217,6 +225,9 @@ fn keep_server_fields(object: &mut Object, live: &Object) {
         metadata.deletion_grace_period_seconds = kept.deletion_grace_period_seconds;
         metadata.generate_name = kept.generate_name;
         metadata.last_applied = kept.last_applied;
+        if metadata.managed_fields.is_empty() {
+            metadata.managed_fields = kept.managed_fields;
+        }
     }
 }
 

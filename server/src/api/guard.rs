@@ -55,11 +55,11 @@ impl<S> Layer<S> for Guard {
 
 /// Requests under way, by who sent them.
 #[derive(Default)]
-struct Busy(Mutex<HashMap<Identity, usize>>);
+pub struct Busy(Mutex<HashMap<Identity, usize>>);
 
 impl Busy {
     /// A place for one more request; `None` = this identity has as many as it gets.
-    fn place(self: &Arc<Self>, identity: &Identity) -> Option<Place> {
+    pub fn place(self: &Arc<Self>, identity: &Identity) -> Option<Place> {
         let most = if *identity == Identity::Unsecured { MOST_UNSECURED } else { MOST };
         let mut busy = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = busy.entry(identity.clone()).or_default();
@@ -72,7 +72,7 @@ impl Busy {
 }
 
 /// One request's place.
-struct Place {
+pub struct Place {
     busy: Arc<Busy>,
     identity: Identity,
 }

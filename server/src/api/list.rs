@@ -66,29 +66,65 @@ impl Selection {
     }
 }
 
-/// One page.
+/// Which part of a list, as of when.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Most objects; 0 = all.
+    pub limit: u32,
+    /// From the page before; empty = the first one.
+    pub token: String,
+    /// The list as it was at this revision, which is not newer than the snapshot's; `None` = now. A token has its own.
+    pub at: Option<u64>,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct Listed {
+    /// The objects, in the order of their keys.
+    pub items: Vec<ObjectRef>,
+    /// The revision that is shown.
+    pub revision: u64,
+    /// For the next page; empty: there is none.
+    pub token: String,
+    /// Objects of the pages after this one.
+    pub remaining: u64,
+}
+
+/// One page, as messages.
 ///
 /// # Errors
 /// [`Unlisted`].
 pub fn list(snapshot: &Snapshot, request: &ListRequest) -> Result<ListResponse, Unlisted> {
     let selectors = (request.label_selector.as_str(), request.field_selector.as_str());
     let selection = Selection::parse(request.kind(), &request.namespace, selectors)?;
-    let token = if request.continue_token.is_empty() { None } else { Some(Token::parse(&request.continue_token)?) };
-    let revision = token.as_ref().map_or(snapshot.state.revision(), |token| token.revision);
+    let listed =
+        page(snapshot, &selection, &Page { limit: request.limit, token: request.continue_token.clone(), at: None })?;
+    let items = listed.items.iter().map(|object| (**object).clone()).collect();
+    Ok(ListResponse { items, revision: listed.revision, continue_token: listed.token, remaining: listed.remaining })
+}
+
+/// One page.
+///
+/// # Errors
+/// [`Unlisted`].
+pub fn page(snapshot: &Snapshot, selection: &Selection, page: &Page) -> Result<Listed, Unlisted> {
+    let token = if page.token.is_empty() { None } else { Some(Token::parse(&page.token)?) };
+    let newest = snapshot.state.revision();
+    // A token without a revision goes on with what is there now.
+    let revision = token.as_ref().map(|token| token.revision).filter(|revision| *revision > 0).or(page.at);
+    let revision = revision.unwrap_or(newest);
     let undone = undo(snapshot, revision)?;
-    let mut candidates: BTreeMap<Key, ObjectRef> = BTreeMap::new();
     let mut items = Vec::new();
     let mut remaining = 0;
     if undone.is_empty() {
         // The common case: nothing to undo, so nothing to collect.
         let after = token.as_ref().map(|token| &token.after);
         for object in snapshot.state.list_after(selection.kind, &selection.namespace, after) {
-            take(&mut (&mut items, &mut remaining), (request.limit, selection.matches(object)), object);
+            take(&mut (&mut items, &mut remaining), (page.limit, selection.matches(object)), object);
         }
     } else {
-        for object in snapshot.state.list(selection.kind, &selection.namespace) {
-            candidates.insert(object.key(), object.clone());
-        }
+        let listed = snapshot.state.list(selection.kind, &selection.namespace);
+        let mut candidates: BTreeMap<Key, ObjectRef> = listed.map(|object| (object.key(), object.clone())).collect();
         for (key, old) in undone {
             match old {
                 Some(object) => candidates.insert(key, object),
@@ -97,15 +133,21 @@ pub fn list(snapshot: &Snapshot, request: &ListRequest) -> Result<ListResponse, 
         }
         for (key, object) in &candidates {
             let passed = token.as_ref().is_none_or(|token| *key > token.after);
-            take(&mut (&mut items, &mut remaining), (request.limit, passed && selection.matches(object)), object);
+            take(&mut (&mut items, &mut remaining), (page.limit, passed && selection.matches(object)), object);
         }
     }
-    let continue_token = match items.last() {
+    let token = match items.last() {
         Some(last) if remaining > 0 => Token { revision, after: last.key() }.render(),
         _ => String::new(),
     };
-    let items = items.iter().map(|object| (**object).clone()).collect();
-    Ok(ListResponse { items, revision, continue_token, remaining })
+    Ok(Listed { items, revision, token, remaining })
+}
+
+/// A token that goes on where another one would have, with the objects that are there then: the whole is then of no one
+/// revision. `None`: it is no token.
+#[must_use]
+pub fn inconsistent(token: &str) -> Option<String> {
+    Token::parse(token).ok().map(|token| Token { revision: 0, ..token }.render())
 }
 
 fn take(page: &mut (&mut Vec<ObjectRef>, &mut u64), how: (u32, bool), object: &ObjectRef) {

@@ -94,22 +94,26 @@ impl ObjectsService {
         &self,
         who: &Identity,
         (rpc, key): (&str, &Key),
-        work: impl Future<Output = Result<Response<ObjectResponse>, Status>>,
-    ) -> Result<Response<ObjectResponse>, Status> {
+        work: impl Future<Output = Result<ObjectResponse, Status>>,
+    ) -> Result<ObjectResponse, Status> {
         let done = match self.may(who, (Verb::Write, key)) {
             Ok(()) => work.await,
             Err(denied) => Err(denied),
         };
         if let Some(audit) = &self.audit {
-            let named = done.as_ref().ok().and_then(|answer| answer.get_ref().object.as_ref()).map(Object::key);
+            let named = done.as_ref().ok().and_then(|answer| answer.object.as_ref()).map(Object::key);
             let object = named.as_ref().unwrap_or(key);
             let about = format!("{}/{}/{}", object.kind.plural(), object.namespace, object.name);
-            audit.write_outcome((who, rpc), &about, done.as_ref().map(|answer| answer.get_ref().revision));
+            audit.write_outcome((who, rpc), &about, done.as_ref().map(|answer| answer.revision));
         }
         done
     }
 
-    fn may(&self, who: &Identity, what: (Verb, &Key)) -> Result<(), Status> {
+    /// Whether somebody may do something with an object, as far as this server knows.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED or PERMISSION_DENIED.
+    pub fn may(&self, who: &Identity, what: (Verb, &Key)) -> Result<(), Status> {
         authz::may_with(&self.consensus.local().state, who, what)
     }
 
@@ -173,6 +177,62 @@ impl ObjectsService {
         self.write(options, command::Kind::Put(put)).await
     }
 
+    /// Creates an object for somebody.
+    ///
+    /// # Errors
+    /// It may not, or the object is refused; see `status`.
+    pub async fn create_admitted(
+        &self,
+        who: &Identity,
+        (admitted, options): (&Admitted, &WriteOptions),
+    ) -> Result<ObjectResponse, Status> {
+        let work = async {
+            let put = admit::create(admitted, draw()).map_err(refused)?;
+            let outcome = self.put(options, put, None).await?;
+            answer(outcome, admitted)
+        };
+        self.permitted(who, ("Create", &admitted.object.key()), work).await
+    }
+
+    /// Replaces an object for somebody.
+    ///
+    /// # Errors
+    /// It may not, or the object is refused; see `status`.
+    pub async fn update_admitted(
+        &self,
+        who: &Identity,
+        (admitted, options): (&Admitted, &WriteOptions),
+    ) -> Result<ObjectResponse, Status> {
+        let work = async {
+            if let Some(outcome) = self.update_as_known(admitted, options).await? {
+                return answer(outcome, admitted);
+            }
+            let snapshot = self.read().await?;
+            let live = Self::live(&snapshot, &admitted.object.key())?;
+            let put = admit::update(admitted, &live, options.status).map_err(refused)?;
+            let outcome = self.put(options, put, Some(&live)).await?;
+            answer(outcome, admitted)
+        };
+        self.permitted(who, ("Update", &admitted.object.key()), work).await
+    }
+
+    /// Deletes an object for somebody.
+    ///
+    /// # Errors
+    /// It may not, or a precondition doesn't hold; see `status`.
+    pub async fn remove(&self, who: &Identity, request: DeleteRequest) -> Result<ObjectResponse, Status> {
+        let options = request.options.unwrap_or_default();
+        let key = known_key(request.key.as_ref())?;
+        let delete = Delete {
+            key: Some(key.to_wire()),
+            expect_uid: request.uid,
+            expect_revision: request.revision,
+            grace_period_seconds: request.grace_period_seconds,
+        };
+        let work = async { decided(self.write(&options, command::Kind::Delete(delete)).await?, Vec::new()) };
+        self.permitted(who, ("Delete", &key), work).await
+    }
+
     /// Updates the object as this member knows it, which costs no round of reading: the revision proves at the write that
     /// it is the newest. `None`: it may not be, or is refused as it is; nothing is decided.
     async fn update_as_known(&self, admitted: &Admitted, options: &WriteOptions) -> Result<Option<Outcome>, Status> {
@@ -199,7 +259,7 @@ impl ObjectsService {
     }
 
     /// Merges and proposes until no other writer came in between.
-    async fn merge(&self, admitted: &Admitted, options: &WriteOptions) -> Result<Response<ObjectResponse>, Status> {
+    async fn merge(&self, admitted: &Admitted, options: &WriteOptions) -> Result<ObjectResponse, Status> {
         let key = admitted.object.key();
         let conditional = admitted.object.metadata().revision != 0;
         let mut snapshot = self.consensus.local();
@@ -246,12 +306,7 @@ impl objects_server::Objects for ObjectsService {
         let request = request.into_inner();
         let options = request.options.unwrap_or_default();
         let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
-        let work = async {
-            let put = admit::create(&admitted, draw()).map_err(refused)?;
-            let outcome = self.put(&options, put, None).await?;
-            answer(outcome, &admitted)
-        };
-        self.permitted(&who, ("Create", &admitted.object.key()), work).await
+        self.create_admitted(&who, (&admitted, &options)).await.map(Response::new)
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ObjectResponse>, Status> {
@@ -259,7 +314,9 @@ impl objects_server::Objects for ObjectsService {
         let request = request.into_inner();
         let options = request.options.unwrap_or_default();
         let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
-        self.permitted(&who, ("Apply", &admitted.object.key()), self.merge(&admitted, &options)).await
+        self.permitted(&who, ("Apply", &admitted.object.key()), self.merge(&admitted, &options))
+            .await
+            .map(Response::new)
     }
 
     async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<ObjectResponse>, Status> {
@@ -267,32 +324,13 @@ impl objects_server::Objects for ObjectsService {
         let request = request.into_inner();
         let options = request.options.unwrap_or_default();
         let admitted = admit::decode(request.input.as_ref(), &options).map_err(refused)?;
-        let work = async {
-            if let Some(outcome) = self.update_as_known(&admitted, &options).await? {
-                return answer(outcome, &admitted);
-            }
-            let snapshot = self.read().await?;
-            let live = Self::live(&snapshot, &admitted.object.key())?;
-            let put = admit::update(&admitted, &live, options.status).map_err(refused)?;
-            let outcome = self.put(&options, put, Some(&live)).await?;
-            answer(outcome, &admitted)
-        };
-        self.permitted(&who, ("Update", &admitted.object.key()), work).await
+        self.update_admitted(&who, (&admitted, &options)).await.map(Response::new)
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<ObjectResponse>, Status> {
         let who = caller(&request);
         let request = request.into_inner();
-        let options = request.options.unwrap_or_default();
-        let key = known_key(request.key.as_ref())?;
-        let delete = Delete {
-            key: Some(key.to_wire()),
-            expect_uid: request.uid,
-            expect_revision: request.revision,
-            grace_period_seconds: request.grace_period_seconds,
-        };
-        let work = async { decided(self.write(&options, command::Kind::Delete(delete)).await?, Vec::new()) };
-        self.permitted(&who, ("Delete", &key), work).await
+        self.remove(&who, request).await.map(Response::new)
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<ObjectResponse>, Status> {
@@ -372,13 +410,13 @@ impl objects_server::Objects for ObjectsService {
             }
         }
         let (to, stream) = mpsc::channel(STREAM_BUFFER);
-        let watcher = Watcher { selection, from, to };
+        let watcher = Watcher { lens: selection, from, to };
         tokio::spawn(watcher.run(self.consensus.subscribe(), self.cancel.clone()));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
-fn answer(outcome: Outcome, admitted: &Admitted) -> Result<Response<ObjectResponse>, Status> {
+fn answer(outcome: Outcome, admitted: &Admitted) -> Result<ObjectResponse, Status> {
     let mut warnings = admitted.warnings.clone();
     if let Some(object) = &outcome.object {
         warnings.extend(convert::warnings(object));
@@ -386,15 +424,17 @@ fn answer(outcome: Outcome, admitted: &Admitted) -> Result<Response<ObjectRespon
     decided(outcome, warnings)
 }
 
-fn decided(outcome: Outcome, warnings: Vec<String>) -> Result<Response<ObjectResponse>, Status> {
+fn decided(outcome: Outcome, warnings: Vec<String>) -> Result<ObjectResponse, Status> {
     if let Some(rejection) = outcome.rejection {
         return Err(status::rejected(rejection, outcome.revision));
     }
     let Outcome { revision, effect, object, .. } = outcome;
-    Ok(Response::new(ObjectResponse { object, revision, effect, warnings }))
+    Ok(ObjectResponse { object, revision, effect, warnings })
 }
 
-fn refused(refused: Refused) -> Status {
+/// What admission refuses, as a status.
+#[must_use]
+pub fn refused(refused: Refused) -> Status {
     match refused {
         Refused::Invalid(key, problems) => status::invalid(&key, &problems),
         Refused::BadRequest(message) => status::bad_request(message),

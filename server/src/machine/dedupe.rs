@@ -69,9 +69,17 @@ pub(super) fn remember(state: &mut State, (id, outcome): (Option<&RequestId>, &O
     }
 }
 
-/// A client without a session may have had one.
+/// The machine version from which whoever has seen the newest revision is a new client.
+const NEWEST_IS_NEW: u32 = 3;
+
+/// A client without a session may have had one. Not if it began at the newest revision: all that it can have executed
+/// since changed nothing, and would change nothing again.
 fn maybe_forgotten(state: &State, id: &RequestId) -> bool {
-    if id.since > 0 { id.since <= state.dedupe_floor } else { id.sequence > 1 && state.dedupe_floor > 0 }
+    match id.since {
+        0 => id.sequence > 1 && state.dedupe_floor > 0,
+        since if since >= state.revision() && state.machine_version() >= NEWEST_IS_NEW => false,
+        since => since <= state.dedupe_floor,
+    }
 }
 
 fn oldest_beyond_bound(state: &State, client: &str) -> Option<u64> {

@@ -8,13 +8,15 @@ use fairlead_proto::internal::v1::command;
 
 /// The newest machine version that this program executes. A member whose state says a newer one
 /// (`State::machine_version`) can't know what its entries mean and must stop.
-pub const MACHINE_VERSION: u32 = 2;
+pub const MACHINE_VERSION: u32 = 3;
 
 /// The machine version that a command needs. Whoever adds a command, or a field to what a command carries, raises
 /// [`MACHINE_VERSION`] and says so here.
 #[must_use]
 pub fn needed(command: &command::Kind) -> u32 {
     match command {
+        // Owners of fields are kept with an object.
+        command::Kind::Put(put) if put.object.as_ref().is_some_and(|it| !it.metadata().managed_fields.is_empty()) => 3,
         command::Kind::SetDrained(_) => 2,
         command::Kind::Put(_)
         | command::Kind::Delete(_)
@@ -64,6 +66,22 @@ mod tests {
         // A version never falls.
         world.run(command::Kind::SetMachineVersion(SetMachineVersion { version: 1 }));
         assert_eq!(world.snapshot.state.machine_version(), 2);
+    }
+
+    #[test]
+    fn owners_of_fields_are_kept_once_every_member_knows_them() {
+        use crate::machine::tests::{put_with, service};
+        let mut world = World::new();
+        let owned = || {
+            let mut object: fairlead_proto::v1::Object = service("web").into();
+            "[]".clone_into(&mut object.metadata_mut().unwrap().managed_fields);
+            put_with(object, None)
+        };
+        world.run(command::Kind::SetMachineVersion(SetMachineVersion { version: 2 }));
+        let refused = world.run(owned()).outcome.rejection.unwrap();
+        assert_eq!(refused.code(), Code::Unsupported, "{refused:?}");
+        world.run(command::Kind::SetMachineVersion(SetMachineVersion { version: 3 }));
+        assert_eq!(world.run(owned()).outcome.rejection, None);
     }
 
     #[test]

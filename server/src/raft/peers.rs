@@ -10,9 +10,9 @@ use fairlead_proto::internal::v1::{PeerHeader, peer_client::PeerClient};
 use fairlead_proto::tls::Transport;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
@@ -21,6 +21,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Unanswered messages in a row after which a connection is made anew: TCP alone may take minutes to notice that a
 /// broken network is whole again.
 const UNHEARD: u32 = 5;
+/// Milliseconds after which a leader that is not heard doesn't count: some times that of an election.
+const LED_FOR_MS: u64 = 3_000;
 /// What a member that was removed is told.
 pub(crate) const REMOVED: &str =
     "this member was removed from the cluster and can't come back: stop it, and remove its data directory";
@@ -36,6 +38,9 @@ pub(crate) struct Peers {
     transport: Transport,
     /// Another member says that this one was removed.
     removed: watch::Sender<bool>,
+    begun: Instant,
+    /// When a leader of these was last heard, milliseconds after the beginning; 0 = never.
+    led_at: AtomicU64,
 }
 
 struct Peer {
@@ -59,7 +64,15 @@ impl Peers {
         members: BTreeMap<u64, MemberAddress>,
     ) -> Result<Self, tonic::transport::Error> {
         let peers = RwLock::default();
-        let made = Self { own, fingerprint, peers, transport: transport.clone(), removed: watch::Sender::new(false) };
+        let made = Self {
+            own,
+            fingerprint,
+            peers,
+            transport: transport.clone(),
+            removed: watch::Sender::new(false),
+            begun: Instant::now(),
+            led_at: AtomicU64::new(0),
+        };
         made.set(members)?;
         Ok(made)
     }
@@ -167,6 +180,24 @@ impl Peers {
         }
     }
 
+    /// A message of a leader was taken; or this member leads itself, and a majority follows.
+    pub(crate) fn note_leader(&self, from: u64) {
+        if self.read().contains_key(&from) {
+            self.led_at.store(self.elapsed_ms(), Ordering::Relaxed);
+        }
+    }
+
+    /// A leader that this member knows was heard lately.
+    fn is_led(&self) -> bool {
+        let at = self.led_at.load(Ordering::Relaxed);
+        at != 0 && self.elapsed_ms().saturating_sub(at) < LED_FOR_MS
+    }
+
+    /// Never 0.
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+
     /// What is wrong with a message's header, if anything: also if it is not of the member whose certificate was shown.
     pub(crate) fn check(&self, caller: &Identity, header: Option<&PeerHeader>) -> Result<(), tonic::Status> {
         let Some(header) = header else {
@@ -183,7 +214,10 @@ impl Peers {
             return refuse("the message is for another member: two addresses are mixed up");
         }
         let Some(sender) = self.get(header.from) else {
-            return refuse("the sender is no member of the cluster");
+            // Its log may be older than the sender's membership, and comes from nobody else: a member that is led by one
+            // whom it knows needs no stranger.
+            let is_member = matches!(caller, Identity::Unsecured | Identity::Member(_));
+            return if is_member && !self.is_led() { Ok(()) } else { refuse("the sender is no member of the cluster") };
         };
         match caller {
             Identity::Unsecured => Ok(()),
@@ -203,4 +237,35 @@ pub(crate) fn never_sent(status: &tonic::Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(from: u64) -> PeerHeader {
+        PeerHeader { cluster_id: "f".into(), from, to: 1, machine_version: 1 }
+    }
+
+    #[tokio::test]
+    async fn who_is_not_led_listens_to_members_that_it_does_not_know_yet() {
+        let address = |name: &str| MemberAddress { name: name.into(), peer_address: "127.0.0.1:1".into() };
+        let known = BTreeMap::from([(1, address("n1")), (2, address("n2"))]);
+        let peers = Peers::new(1, ("f".into(), &Transport::plain()), known).unwrap();
+        let member = |name: &str| Identity::Member(name.into());
+        let takes = |who: &Identity, from: u64| peers.check(who, Some(&header(from))).is_ok();
+        // Nobody leads it: its log is old, or empty, and what is new comes from whoever leads now.
+        assert!(takes(&member("n9"), 9) && takes(&Identity::Unsecured, 9));
+        for who in [Identity::Anonymous, Identity::Node("n9".into())] {
+            assert!(!takes(&who, 9), "{who}");
+        }
+        assert!(!takes(&member("n9"), 2), "known by another name");
+        // One that it doesn't know proves nothing by talking.
+        peers.note_leader(9);
+        assert!(takes(&member("n9"), 9));
+        peers.note_leader(2);
+        assert!(!takes(&member("n9"), 9) && takes(&member("n2"), 2));
+        peers.led_at.store(0, Ordering::Relaxed);
+        assert!(takes(&member("n9"), 9));
+    }
 }

@@ -16,6 +16,7 @@ use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequ
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,6 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 const MAX_SNAPSHOT: u64 = 4 * 1024 * 1024 * 1024;
 /// Snapshots received at once: the leader's, and one of a leader that was cut off.
 pub(crate) const MAX_INCOMING: usize = 2;
+/// A leader that no majority answered for so long may have been replaced.
+const FOLLOWED_FOR: Duration = Duration::from_secs(1);
 
 /// What a peer may ask besides Raft.
 #[tonic::async_trait]
@@ -70,7 +73,21 @@ impl PeerService {
         if ours.zip(state).is_some_and(|(header, snapshot)| snapshot.state.is_retired(header.from)) {
             return Err(Status::permission_denied(REMOVED));
         }
+        self.note_own_lead();
         self.peers.check(who, header)
+    }
+
+    /// A leader that a majority follows needs no stranger either.
+    fn note_own_lead(&self) {
+        use openraft::Instant as _;
+        use openraft::async_runtime::WatchReceiver as _;
+        let Some(consensus) = self.consensus.get() else { return };
+        let metrics = consensus.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let followed = metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < FOLLOWED_FOR);
+        if metrics.current_leader == Some(consensus.inner.id) && followed {
+            self.peers.note_leader(consensus.inner.id);
+        }
     }
 
     fn may_vote(&self) -> Result<(), Status> {
@@ -174,6 +191,7 @@ impl peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<wire::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
+        self.note_own_lead();
         let peers = self.peers.clone();
         // A message that can't be taken ends the stream: Raft sends it again on a new one.
         let (who, messages) = opened(request);
@@ -187,6 +205,7 @@ impl peer_server::Peer for PeerService {
             let taken = message.and_then(|message| {
                 peers.check(&who, message.header.as_ref())?;
                 incoming.from = message.header.as_ref().map(|header| header.from);
+                incoming.from.into_iter().for_each(|from| peers.note_leader(from));
                 append_request(message)
             });
             if let Err(status) = &taken {
@@ -194,7 +213,9 @@ impl peer_server::Peer for PeerService {
             }
             futures::future::ready(taken.ok())
         });
-        let answers = self.raft()?.stream_append(requests).map(|answer| answer.map(append_response).map_err(fatal));
+        // Either end may be asked once more after it said that there is nothing: openraft's panics then.
+        let answers = self.raft()?.stream_append(requests.fuse()).fuse();
+        let answers = answers.map(|answer| answer.map(append_response).map_err(fatal));
         Ok(Response::new(Box::pin(answers)))
     }
 

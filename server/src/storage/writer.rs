@@ -119,8 +119,9 @@ fn gone() -> io::Error {
     io::Error::other("the storage writer has stopped")
 }
 
-fn run(database: &Database, mut queue: mpsc::Receiver<Job>) {
+fn run(database: &Arc<Database>, mut queue: mpsc::Receiver<Job>) {
     let mut failure: Option<String> = None;
+    let late = mutant::is_on(Mutant::AckBeforeWrite).then(|| late_writer(database.clone()));
     while let Some(first) = queue.blocking_recv() {
         let mut size = first.bytes();
         let mut jobs = vec![first];
@@ -133,8 +134,8 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Job>) {
         // What waits in front for no sync is answered before the disk is waited for.
         let synced = jobs.iter().position(|job| job.sync).unwrap_or(jobs.len());
         let rest = jobs.split_off(synced);
-        if mutant::is_on(Mutant::AckBeforeWrite) {
-            acknowledge_early(database, [jobs, rest]);
+        if let Some(late) = &late {
+            acknowledge_early(late, [jobs, rest]);
             continue;
         }
         for group in [jobs, rest] {
@@ -153,21 +154,34 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Job>) {
     }
 }
 
-/// A mutant's: answers, waits a little, and writes.
-fn acknowledge_early(database: &Database, groups: [Vec<Job>; 2]) {
+/// A mutant's: how long what was acknowledged is not yet written.
+const LATE: std::time::Duration = std::time::Duration::from_millis(100);
+
+type Late = std::sync::mpsc::Sender<(std::time::Instant, Vec<Job>)>;
+
+/// A mutant's: writes everything in its order, a little later.
+fn late_writer(database: Arc<Database>) -> Late {
+    let (late, queue) = std::sync::mpsc::channel::<(std::time::Instant, Vec<Job>)>();
+    std::thread::spawn(move || {
+        for (at, group) in queue {
+            std::thread::sleep(LATE.saturating_sub(at.elapsed()));
+            let _ = commit(&database, &group);
+        }
+    });
+    late
+}
+
+/// A mutant's: answers what it has not written.
+fn acknowledge_early(late: &Late, groups: [Vec<Job>; 2]) {
     for group in groups {
-        let kept: Vec<Job> = group
-            .iter()
-            .map(|job| Job {
-                writes: job.writes.clone(),
-                range: job.range.clone(),
-                sync: job.sync,
-                done: Done::Reply(oneshot::channel().0),
-            })
-            .collect();
+        let kept = group.iter().map(|job| Job {
+            writes: job.writes.clone(),
+            range: job.range.clone(),
+            sync: job.sync,
+            done: Done::Reply(oneshot::channel().0),
+        });
+        let _ = late.send((std::time::Instant::now(), kept.collect()));
         answer(group, &Ok(()));
-        std::thread::sleep(std::time::Duration::from_millis(15));
-        let _ = commit(database, &kept);
     }
 }
 
@@ -212,7 +226,7 @@ fn commit(database: &Database, group: &[Job]) -> Result<(), String> {
     }
     let sync = group.iter().any(|job| job.sync);
     let mut options = WriteOptions::default();
-    options.set_sync(sync);
+    options.set_sync(sync && !mutant::is_on(Mutant::NoSync));
     let begun = std::time::Instant::now();
     let written = database.db.write_opt(batch, &options).map_err(|error| error.to_string());
     if sync {

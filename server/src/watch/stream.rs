@@ -20,14 +20,30 @@ pub const STREAM_BUFFER: usize = 64;
 /// An idle watcher gets a bookmark this often, so that it can resume without a relist.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
 
-/// What to watch, from where.
-pub struct Watcher {
-    /// Objects of interest.
-    pub selection: Selection,
-    /// Events after this revision; `None` = the current state first.
+/// How a watcher sees the state and its changes.
+pub trait Lens: Send + Sync {
+    /// What it is told.
+    type Item: Send;
+
+    /// The state, as items that say it is there.
+    fn initial<'a>(&'a self, snapshot: &'a Snapshot) -> Box<dyn Iterator<Item = Self::Item> + Send + 'a>;
+
+    /// A change: nothing, if it isn't seen.
+    fn change(&self, change: &Change) -> Vec<Self::Item>;
+
+    /// Everything up to a revision was told; with `initial_end`, the state that a watch begins with. `None`: it doesn't
+    /// want to know.
+    fn bookmark(&self, revision: u64, initial_end: bool) -> Option<Self::Item>;
+}
+
+/// Who watches, from where.
+pub struct Watcher<L: Lens> {
+    /// What it sees.
+    pub lens: L,
+    /// Changes after this revision; `None` = the current state first.
     pub from: Option<u64>,
-    /// Where events go.
-    pub to: mpsc::Sender<Result<WatchResponse, Status>>,
+    /// Where items go.
+    pub to: mpsc::Sender<Result<L::Item, Status>>,
 }
 
 /// Counts an open watch.
@@ -47,7 +63,7 @@ impl Drop for Open {
     }
 }
 
-impl Watcher {
+impl<L: Lens> Watcher<L> {
     /// Runs until the watcher goes, the window has passed it, or the server stops.
     pub async fn run(self, mut snapshots: watch::Receiver<Arc<Snapshot>>, cancel: CancellationToken) {
         let _open = Open::new();
@@ -84,13 +100,13 @@ impl Watcher {
                     }
                 };
                 if mutant::is_on(Mutant::EarlyBookmark) {
-                    let _ = self.to.send(Ok(bookmark(snapshot.state.revision(), false))).await;
+                    self.mark(snapshot.state.revision(), false).await;
                 }
                 for change in changes {
-                    if let Some(event) = self.event(&change) {
-                        told = event.revision;
+                    for item in self.lens.change(&change) {
+                        told = change.revision;
                         metrics::counter!("fairlead_watch_events_total").increment(1);
-                        if self.to.send(Ok(event)).await.is_err() {
+                        if self.to.send(Ok(item)).await.is_err() {
                             return;
                         }
                     }
@@ -103,60 +119,78 @@ impl Watcher {
                 Ok(Err(_)) => return,
                 Err(_) if told < last => {
                     told = last;
-                    if self.to.send(Ok(bookmark(last, false))).await.is_err() {
-                        return;
-                    }
+                    self.mark(last, false).await;
                 }
                 Err(_) => {}
             }
         }
     }
 
-    /// The current state as ADDED events, closed by a bookmark. `None`: the watcher is gone.
+    /// The current state, closed by a bookmark. `None`: the watcher is gone.
     async fn initial(&self, snapshot: &Snapshot) -> Option<u64> {
-        for object in snapshot.state.list(self.selection.kind, &self.selection.namespace) {
-            if self.selection.matches(object) {
-                let revision = object.metadata().revision;
-                self.to.send(Ok(event(EventType::Added, object, revision))).await.ok()?;
-            }
+        for item in self.lens.initial(snapshot) {
+            self.to.send(Ok(item)).await.ok()?;
         }
         let revision = snapshot.state.revision();
-        self.to.send(Ok(bookmark(revision, true))).await.ok()?;
+        self.mark(revision, true).await;
         Some(revision)
     }
 
-    /// How a change looks through the selection: an object that stops matching is DELETED for this watcher.
-    fn event(&self, change: &Change) -> Option<WatchResponse> {
-        if change.key.kind != self.selection.kind {
-            return None;
+    /// Sends a bookmark. A watcher that is gone is noticed elsewhere.
+    async fn mark(&self, revision: u64, initial_end: bool) {
+        if let Some(bookmark) = self.lens.bookmark(revision, initial_end) {
+            let _ = self.to.send(Ok(bookmark)).await;
         }
-        if mutant::is_on(Mutant::WatchForgetsDeletes) && change.new.is_none() {
-            return None;
-        }
-        let old = change.old.as_ref().filter(|object| self.selection.matches(object));
-        let new = change.new.as_ref().filter(|object| self.selection.matches(object));
-        match (old, new) {
-            (None, None) => None,
-            (None, Some(new)) => Some(event(EventType::Added, new, change.revision)),
-            (Some(_), Some(new)) => Some(event(EventType::Modified, new, change.revision)),
-            (Some(old), None) => {
-                // The last state, at the revision of its going.
-                let mut last = (**change.new.as_ref().unwrap_or(old)).clone();
-                if let Some(metadata) = last.metadata_mut() {
-                    metadata.revision = change.revision;
-                }
-                Some(event(EventType::Deleted, &Arc::new(last), change.revision))
+    }
+}
+
+/// How a change looks through a selection: what happened, and the object. One that stops matching is DELETED, in its last
+/// state, at the revision of its going.
+#[must_use]
+pub fn seen(selection: &Selection, change: &Change) -> Option<(EventType, ObjectRef)> {
+    if change.key.kind != selection.kind {
+        return None;
+    }
+    if mutant::is_on(Mutant::WatchForgetsDeletes) && change.new.is_none() {
+        return None;
+    }
+    let old = change.old.as_ref().filter(|object| selection.matches(object));
+    let new = change.new.as_ref().filter(|object| selection.matches(object));
+    match (old, new) {
+        (None, None) => None,
+        (None, Some(new)) => Some((EventType::Added, new.clone())),
+        (Some(_), Some(new)) => Some((EventType::Modified, new.clone())),
+        (Some(old), None) => {
+            let mut last = (**change.new.as_ref().unwrap_or(old)).clone();
+            if let Some(metadata) = last.metadata_mut() {
+                metadata.revision = change.revision;
             }
+            Some((EventType::Deleted, Arc::new(last)))
         }
+    }
+}
+
+/// A client of the gRPC API sees messages.
+impl Lens for Selection {
+    type Item = WatchResponse;
+
+    fn initial<'a>(&'a self, snapshot: &'a Snapshot) -> Box<dyn Iterator<Item = WatchResponse> + Send + 'a> {
+        let objects = snapshot.state.list(self.kind, &self.namespace).filter(|object| self.matches(object));
+        Box::new(objects.map(|object| event(EventType::Added, object, object.metadata().revision)))
+    }
+
+    fn change(&self, change: &Change) -> Vec<WatchResponse> {
+        seen(self, change).map(|(kind, object)| event(kind, &object, change.revision)).into_iter().collect()
+    }
+
+    fn bookmark(&self, revision: u64, initial_events_end: bool) -> Option<WatchResponse> {
+        let kind = EventType::Bookmark as i32;
+        Some(WatchResponse { r#type: kind, object: None, revision, initial_events_end })
     }
 }
 
 fn event(kind: EventType, object: &ObjectRef, revision: u64) -> WatchResponse {
     WatchResponse { r#type: kind as i32, object: Some((**object).clone()), revision, initial_events_end: false }
-}
-
-fn bookmark(revision: u64, initial_events_end: bool) -> WatchResponse {
-    WatchResponse { r#type: EventType::Bookmark as i32, object: None, revision, initial_events_end }
 }
 
 #[cfg(test)]
@@ -205,7 +239,9 @@ mod tests {
         fn watch(&self, from: Option<u64>) -> Events {
             let (to, events) = mpsc::channel(STREAM_BUFFER);
             let selection = Selection::parse(Kind::Service, "", ("", "")).unwrap();
-            tokio::spawn(Watcher { selection, from, to }.run(self.published.subscribe(), CancellationToken::new()));
+            tokio::spawn(
+                Watcher { lens: selection, from, to }.run(self.published.subscribe(), CancellationToken::new()),
+            );
             events
         }
     }

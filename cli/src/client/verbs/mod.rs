@@ -15,6 +15,7 @@ pub mod events;
 pub mod expose;
 pub mod get;
 pub mod history;
+pub mod kubeconfig;
 pub mod label;
 pub mod manifests;
 pub mod members;

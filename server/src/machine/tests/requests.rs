@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::machine::dedupe::{CLIENTS, WRITES_PER_CLIENT};
-use fairlead_proto::internal::v1::SetMember;
+use fairlead_proto::internal::v1::{SetMachineVersion, SetMember};
 
 fn request(client: &str, sequence: u64, since: u64) -> Option<RequestId> {
     Some(RequestId { client: client.into(), sequence, since })
@@ -83,6 +83,27 @@ fn a_forgotten_client_is_told_so() {
     let later = snapshot.state.dedupe_floor + 1;
     assert_eq!(retry(&snapshot, 1, later), None, "it began after everything forgotten: executed");
     laws::records(&snapshot);
+}
+
+#[test]
+fn a_new_client_may_write_though_forgotten_ones_changed_nothing_at_the_newest_revision() {
+    let mut snapshot = World::new().snapshot;
+    let version = command::Kind::SetMachineVersion(SetMachineVersion { version: 3 });
+    snapshot.apply(&Entry { command: Some(Command { kind: Some(version) }), ..Entry::default() });
+    let newest = snapshot.state.revision();
+    for client in 0..=CLIENTS {
+        let kind = command::Kind::Put(Put { object: Some(namespace("default").into()), ..Put::default() });
+        let command = Some(Command { kind: Some(kind) });
+        let request_id = request(&format!("c{client}"), 1, newest);
+        assert_eq!(code(&snapshot.apply(&Entry { request_id, command, ..Entry::default() })), None, "{client}");
+    }
+    assert_eq!((snapshot.state.revision(), snapshot.state.dedupe_floor), (newest, newest));
+    let write =
+        |client: &str, name: &str| Entry { request_id: request(client, 1, newest), ..namespace_entry(None, name) };
+    assert_eq!(code(&snapshot.apply(&write("new", "a"))), None);
+    assert!(snapshot.state.revision() > newest);
+    // Now that something changed, it may have been one's own doing.
+    assert_eq!(code(&snapshot.apply(&write("other", "b"))), Some(Code::UnknownOutcome));
 }
 
 #[test]
