@@ -221,18 +221,21 @@ async fn watches(args: &Args, face: Face) -> anyhow::Result<()> {
         times.push(begun.elapsed().as_secs_f64() * 1e3);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let spent = cpu(args.pid)? - before;
-    times.sort_by(f64::total_cmp);
-    println!(
-        "  {:12} write -> last watcher p50 {:.1} ms, p99 {:.1} ms; {:.1} us of the server's CPU a change and watcher",
-        face.name(),
-        times[times.len() / 2],
-        times[times.len() * 99 / 100],
-        spent * 1e6 / (args.changes * args.watchers) as f64
-    );
+    let spent = (cpu(args.pid)? - before) * 1e6 / (args.changes * args.watchers) as f64;
+    told(face, times, spent);
     watching.shutdown().await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     Ok(())
+}
+
+fn told(face: Face, mut times: Vec<f64>, spent: f64) {
+    times.sort_by(f64::total_cmp);
+    println!(
+        "  {:12} write -> last watcher p50 {:.1} ms, p99 {:.1} ms; {spent:.1} us of the server's CPU a change and watcher",
+        face.name(),
+        times[times.len() / 2],
+        times[times.len() * 99 / 100],
+    );
 }
 
 /// Seconds of CPU that a process has used.

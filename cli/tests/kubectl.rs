@@ -112,7 +112,11 @@ fn matches(pattern: &mut VecDeque<String>, printed: &str) -> bool {
         "<uid>" => Some(|letter| letter.is_ascii_hexdigit() || letter == '-'),
         "<time>" => Some(|letter| !letter.is_control()),
         "<?>" => Some(|letter| !letter.is_whitespace()),
-        "<*>" => return true,
+        "<*>" => {
+            return pattern.is_empty()
+                || (0..=printed.len())
+                    .any(|at| printed.is_char_boundary(at) && matches(&mut pattern.clone(), &printed[at..]));
+        }
         _ => None,
     };
     let Some(allowed) = allowed else {
@@ -139,10 +143,15 @@ impl Session {
     /// The step as a shell runs it.
     fn command(&self, step: &Step) -> Command {
         let files = self.files.display().to_string();
-        let line = format!("{} {} {}", step.variables, self.kubectl.display(), step.arguments).replace("{dir}", &files);
+        let variables = match step.variables.trim().strip_prefix("EDIT=") {
+            Some(script) => format!("env KUBE_EDITOR={{dir}}/{script}"),
+            None => String::new(),
+        };
+        let line = format!("timeout 30 {variables} {} {}", self.kubectl.display(), step.arguments);
+        let line = line.replace("{dir}", &files);
         let mut command = Command::new("bash");
         command.args(["-c", &format!("{line} 2>&1")]).current_dir(&self.files).stdin(Stdio::null());
-        command.env("KUBECONFIG", &self.kubeconfig).env("HOME", self.kubeconfig.parent().unwrap());
+        command.env("KUBECONFIG", &self.kubeconfig).env("HOME", self.kubeconfig.parent().unwrap()).env("TERM", "dumb");
         command
     }
 
@@ -223,7 +232,9 @@ fn play(client: &'static str) {
     let kubectl = clients().join(client).join("kubectl");
     let mut session = Session { client, kubectl, kubeconfig, files: folder, wrong: Vec::new(), background: None };
     for step in steps.iter().filter(|step| step.only.as_deref().is_none_or(|only| only == client)) {
+        let begun = Instant::now();
         session.play(step);
+        eprintln!("{:6} ms  {}", begun.elapsed().as_millis(), step.arguments);
     }
     let wrong = &session.wrong;
     assert!(wrong.is_empty(), "{} of {} steps:\n\n{}", wrong.len(), steps.len(), wrong.join("\n"));
@@ -270,7 +281,7 @@ fn certificates_and_roles_hold_for_kubectl_too() {
     // Nobody is somebody by asking nicely.
     let nobody = folder.join("nobody.kubeconfig");
     let mut file: serde_json::Value = serde_saphyr::from_str(&std::fs::read_to_string(&admin).unwrap()).unwrap();
-    file["users"][0]["user"] = serde_json::json!({});
+    file["users"][0]["user"] = serde_json::json!({"token": "guessed"});
     std::fs::write(&nobody, file.to_string()).unwrap();
     let (let_in, said) = with(&nobody, "get services -n team");
     assert!(!let_in && said.contains("Unauthorized"), "{said}");

@@ -33,6 +33,13 @@ pub fn default_object(object: &mut Object) {
     }
 }
 
+/// Brings fields that say the same in two ways into line, where an update changed one of them.
+pub fn normalize_update(new: &mut Object, old: &Object) {
+    if let (Some(object::Kind::Service(new)), Some(old)) = (&mut new.kind, old.as_service()) {
+        service_update::normalize(new, old);
+    }
+}
+
 /// Every problem of a new object, after defaulting.
 #[must_use]
 pub fn validate_create(object: &Object) -> Vec<Invalid> {

@@ -1,6 +1,6 @@
 //! What of a Service may not change (Kubernetes' ValidateServiceUpdate).
 
-use crate::model::Invalid;
+use crate::model::{Invalid, Shown};
 use crate::v1::{Service, ServiceSpec};
 
 /// Checks an update. A new object that leaves its addresses out keeps the old ones: that is no change.
@@ -21,6 +21,19 @@ pub fn validate(new: &Service, old: &Service, problems: &mut Vec<Invalid>) {
     }
 }
 
+/// Whoever changes `clusterIP` alone means `clusterIPs` too (Kubernetes' NormalizeClusterIPs).
+pub fn normalize(new: &mut Service, old: &Service) {
+    let (Some(new), Some(old)) = (&mut new.spec, &old.spec) else { return };
+    if new.cluster_ips != old.cluster_ips || new.cluster_ip == old.cluster_ip {
+        return;
+    }
+    if new.cluster_ip.is_empty() {
+        new.cluster_ips.clear();
+    } else if let Some(first) = new.cluster_ips.first_mut() {
+        first.clone_from(&new.cluster_ip);
+    }
+}
+
 fn cluster_ips(new: &ServiceSpec, old: &ServiceSpec, problems: &mut Vec<Invalid>) {
     let addresses = |spec: &ServiceSpec| {
         if spec.cluster_ips.is_empty() && !spec.cluster_ip.is_empty() {
@@ -32,11 +45,13 @@ fn cluster_ips(new: &ServiceSpec, old: &ServiceSpec, problems: &mut Vec<Invalid>
     let (new_ips, old_ips) = (addresses(new), addresses(old));
     let (Some(first), Some(old_first)) = (new_ips.first(), old_ips.first()) else { return };
     if first != old_first {
-        problems.push(Invalid::invalid("spec.clusterIPs[0]", first, "may not change once set"));
+        let shown = Shown(format!("{new_ips:?}"));
+        problems.push(Invalid::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
     }
     match (new_ips.get(1), old_ips.get(1)) {
         (Some(second), Some(old_second)) if second != old_second => {
-            problems.push(Invalid::invalid("spec.clusterIPs[1]", second, "may not change once set"));
+            let shown = Shown(format!("{new_ips:?}"));
+            problems.push(Invalid::invalid("spec.clusterIPs[1]", shown, "may not change once set"));
         }
         (None, Some(_)) if new.ip_family_policy.as_deref() != Some("SingleStack") => {
             let detail = "may only be released when `ipFamilyPolicy` is 'SingleStack'";

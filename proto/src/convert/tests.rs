@@ -166,9 +166,9 @@ fn what_may_not_change_may_not() {
     };
     assert_eq!(update(json!({"ports": [{"port": 81}]})), Vec::<String>::new());
     let moved = update(json!({"clusterIP": "10.96.0.10", "ports": [{"port": 80}]}));
-    assert_eq!(moved, ["spec.clusterIPs[0]: Invalid value: \"10.96.0.10\": may not change once set"]);
+    assert_eq!(moved, ["spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"]);
     let headless = update(json!({"clusterIP": "None", "ports": [{"port": 80}]}));
-    assert_eq!(headless, ["spec.clusterIPs[0]: Invalid value: \"None\": may not change once set"]);
+    assert_eq!(headless, ["spec.clusterIPs[0]: Invalid value: [\"None\"]: may not change once set"]);
     assert_eq!(update(json!({"type": "ExternalName", "externalName": "x"})), Vec::<String>::new());
 }
 

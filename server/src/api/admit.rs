@@ -132,6 +132,7 @@ pub fn update(admitted: &Admitted, live: &Object, status_only: bool) -> Result<P
     let mut object = admitted.object.clone();
     let asked = object.metadata().revision;
     keep_server_fields(&mut object, live);
+    convert::normalize_update(&mut object, live);
     convert::default_object(&mut object);
     let mut problems = convert::validate_update(&object, live);
     let uid = &admitted.object.metadata().uid;
@@ -174,6 +175,7 @@ pub fn apply(
     if let Some(metadata) = object.metadata_mut() {
         metadata.last_applied = applied;
     }
+    convert::normalize_update(&mut object, live);
     convert::default_object(&mut object);
     let problems = convert::validate_update(&object, live);
     if !problems.is_empty() {

@@ -15,7 +15,8 @@ pub(super) fn answer(segments: &[String], accepted: &str) -> Result<Answer, Fail
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     let found: Option<Value> = match words.as_slice() {
         [] => Some(paths()),
-        ["version"] => Some(discovery::version(&build())),
+        // Indented, as kube-apiserver has it: people look at it.
+        ["version"] => return Ok(Answer::json(&discovery::version(&build())).pretty()),
         ["api" | "apis"] if aggregated(accepted)? => {
             let core = words == ["api"];
             let document = if core { discovery::aggregated_core() } else { discovery::aggregated_groups() };

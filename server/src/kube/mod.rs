@@ -42,7 +42,7 @@ use crate::pki::listener::Caller;
 use crate::raft::Consensus;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, Response, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, header};
 use axum::{Extension, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -113,10 +113,22 @@ async fn serve(
             ("other", response)
         }
     };
+    let mut response = response;
+    if is_deprecated(head.uri.path()) {
+        response.headers_mut().append(header::WARNING, HeaderValue::from_static(ENDPOINTS_DEPRECATED));
+    }
     let code = response.status().as_u16().to_string();
     metrics::counter!("fairlead_kube_requests_total", "verb" => verb, "code" => code).increment(1);
     metrics::histogram!("fairlead_kube_request_seconds", "verb" => verb).record(begun.elapsed().as_secs_f64());
     response
+}
+
+/// What kube-apiserver says of v1 Endpoints (KEP-4974).
+const ENDPOINTS_DEPRECATED: &str =
+    "299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\"";
+
+fn is_deprecated(path: &str) -> bool {
+    matches!(request::path(path), Ok(Path::Objects(target)) if target.resource.kind == "Endpoints")
 }
 
 /// What a client gets.

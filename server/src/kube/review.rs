@@ -69,9 +69,14 @@ fn rules(state: &State, who: &Identity, mut given: Value) -> Result<Value, Failu
         [] => Vec::new(),
         verbs => vec![json!({"verbs": verbs, "apiGroups": ["*"], "resources": ["*"]})],
     };
-    let paths = json!([{"verbs": ["get"], "nonResourceURLs": ["/api", "/apis", "/healthz", "/livez", "/openapi/*", "/readyz", "/version"]}]);
+    let paths = if role == Some(Role::Admin) { json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]) } else { looks() };
     given["status"] = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
     Ok(given)
+}
+
+/// What everybody may look at.
+fn looks() -> Value {
+    json!([{"verbs": ["get"], "nonResourceURLs": ["/api", "/apis", "/healthz", "/livez", "/openapi/*", "/readyz", "/version"]}])
 }
 
 fn subject(who: &Identity, mut given: Value) -> Value {

@@ -73,9 +73,6 @@ impl Kube {
     /// POST.
     pub(super) async fn create(&self, writing: &Writing<'_>, given: Value) -> Result<Answer, Failure> {
         let kind = writing.kind()?;
-        if !writing.target.name.is_empty() {
-            return Err(Failure::no_such_verb());
-        }
         let given = whole(given, writing.target)?;
         let mut admitted = self.admitted(writing, given.clone())?;
         if admitted.object.metadata().name.is_empty() && admitted.object.metadata().generate_name.is_empty() {
@@ -102,7 +99,15 @@ impl Kube {
         let conditional = admitted.object.metadata().revision != 0;
         let key = Key::new(kind, &writing.target.namespace, &writing.target.name);
         for attempt in 0..ATTEMPTS {
-            let live = self.live(&key, attempt, writing).await?;
+            let live = match self.live(&key, attempt, writing).await {
+                // Kubernetes' strategies of these allow it (AllowCreateOnUpdate).
+                Err(missing)
+                    if missing.code == 404 && matches!(kind, Kind::Service | Kind::Endpoints) && !conditional =>
+                {
+                    return self.create(writing, given).await;
+                }
+                live => live?,
+            };
             let given = with_status_of(given.clone(), &live, writing.target);
             let mut admitted = self.admitted(writing, given.clone())?;
             self.own(writing, (Some(&live), &given), &mut admitted);
