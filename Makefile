@@ -19,6 +19,7 @@ demo: ## three nodes, three servers, real nginx, real packets, a killed leader: 
 test: ## all tests; as root, those in network namespaces too
 	@$(PREPARE) build run vm test
 	@$(MAKE) --no-print-directory rocksdb
+	@deploy/build/kubectl.sh > /dev/null
 	@deploy/build/test.sh
 
 build: ## target/release/fairlead
@@ -39,7 +40,7 @@ bench-dataplane: ## what a change costs by data plane, at 1,000 to 45,000 servic
 	@deploy/bench/dataplane.sh $(TARGET)/release/examples/dataplane $(FAIRLEAD)
 	@deploy/bench/ipvs.sh $(TARGET)/release/examples/ipvs
 
-jepsen: ## everything broken, every promise checked (as root, some ten minutes and the builds; FULL=1: hours)
+jepsen: ## everything broken, every promise checked (as root, some twelve minutes and the builds; FULL=1: hours)
 	@$(PREPARE) build run jepsen
 	@$(MAKE) --no-print-directory rocksdb
 	@deploy/build/jepsen.sh $(or $(PROFILE),release) $(if $(FULL),full,short)

@@ -20,7 +20,7 @@ if [ "$form" = full ]; then
   "$harness" mutants --fairlead "$target/mutants/fairlead" --seconds 60 --seed "$seed" --store "$store/mutants"
 else
   # Not "disk": it damages members' files, and what it finds needs hours to be rare.
-  "$harness" run kill pause partition one-way loss clock members clients agents five \
+  "$harness" run kill pause partition one-way loss clock power replace members clients agents five \
     --fairlead "$program" --seconds 20 --seed "$seed" --store "$store"
   "$harness" mutants --count 3 --fairlead "$target/mutants/fairlead" --seconds 20 --seed "$seed" --store "$store/mutants"
 fi

@@ -11,7 +11,7 @@ for purpose in "$@"; do
     run) packages+=(iproute2 iptables nftables) ;;
     vm) packages+=(user-mode-linux kmod ipset ipvsadm gcc) ;;
     demo) packages+=(nginx curl bind9-dnsutils procps) ;;
-    test) packages+=(conntrack curl bind9-dnsutils procps) ;;
+    test) packages+=(conntrack curl bind9-dnsutils procps python3-pip) ;;
     jepsen) packages+=(faketime) ;;
     bench) packages+=(etcd-server curl procps) ;;
     *) echo "packages.sh: no purpose is called $purpose: build, run, vm, demo, test, jepsen or bench" >&2; exit 2 ;;
