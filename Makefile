@@ -30,8 +30,8 @@ build: ## target/release/fairlead
 bench: ## writes, reads and watches beside etcd; many nodes; endpoint change to first packet
 	@$(PREPARE) build run bench
 	@$(MAKE) --no-print-directory rocksdb
-	cargo build --release --locked --package fairlead --bins --example load --example fan
-	@deploy/bench/bench.sh $(FAIRLEAD) $(TARGET)/release/examples/load $(TARGET)/release/examples/fan
+	cargo build --release --locked --package fairlead --bins --example load --example fan --example kube
+	@deploy/bench/bench.sh $(FAIRLEAD) $(TARGET)/release/examples/load $(TARGET)/release/examples/fan $(TARGET)/release/examples/kube
 
 bench-dataplane: ## what a change costs by data plane, at 1,000 to 45,000 services (as root, some minutes)
 	@$(PREPARE) build run vm

@@ -5,10 +5,11 @@
 # 3. A write to many watchers of one server, beside etcd, and a pod's change to many simulated nodes; what they cost.
 # 4. Endpoint change → programmed rule → first answered connection, with 1,000 and 5,000 services, in a network namespace
 #    of its own, with iptables and with nftables, beside a full iptables-restore of the same rules (a full sync's cost).
-# Usage: bench.sh FAIRLEAD LOAD FAN   (the binary and the load programs). SECONDS_EACH, CLIENTS, WATCHERS, NODES and
+# 5. Lists and watches of Kubernetes' API, beside the same over gRPC.
+# Usage: bench.sh FAIRLEAD LOAD FAN KUBE   (the binary and the load programs). SECONDS_EACH, CLIENTS, WATCHERS, NODES and
 # SERVICES override.
 set -euo pipefail
-fairlead=$1 load=$2 fan=$3
+fairlead=$1 load=$2 fan=$3 kube=$4
 each=${SECONDS_EACH:-4} clients=${CLIENTS:-1,16,128,512} sizes=${SERVICES:-1000 5000}
 watchers=${WATCHERS:-1,1000,10000} nodes=${NODES:-1000,5000}
 work=$(mktemp -d "${BENCH_DIR:-/var/tmp}/fairlead-bench.XXXXXX")
@@ -100,3 +101,10 @@ for size in $sizes; do
     netns=""
   done
 done
+
+echo "== Kubernetes' API of one server, beside its gRPC API"
+"$fairlead" --insecure server --name n1 --data-dir "$work/k0" --initial-cluster n1=127.0.0.1:17401 --listen-grpc 127.0.0.1:17400 \
+  --listen-peer 127.0.0.1:17401 --listen-https 127.0.0.1:17402 --listen-dns 127.0.0.1:17403 --listen-metrics 127.0.0.1:17404 > "$work/k0.log" 2>&1 &
+pids+=($!)
+wait_for "$fairlead" --insecure --server 127.0.0.1:17400 get ns default
+"$kube" --grpc 127.0.0.1:17400 --https 127.0.0.1:17402 --pid "${pids[-1]}" --seconds "$each"

@@ -31,6 +31,9 @@ pub struct Admitted {
     pub warnings: Vec<String>,
 }
 
+/// Nobody owns a field any more: managed fields that are given up, where none means those that are.
+const NOBODY: &str = "[]";
+
 /// Randomness of the proposer, drawn before admission.
 pub struct Draw {
     /// A UUID v4 for a new object.
@@ -115,6 +118,9 @@ pub fn create(admitted: &Admitted, draw: Draw) -> Result<Put, Refused> {
         metadata.creation_timestamp.clear();
         metadata.deletion_timestamp.clear();
         metadata.deletion_grace_period_seconds = None;
+        if metadata.managed_fields == NOBODY {
+            metadata.managed_fields.clear();
+        }
     }
     convert::default_object(&mut object);
     let problems = convert::validate_create(&object);
@@ -227,8 +233,10 @@ fn keep_server_fields(object: &mut Object, live: &Object) {
         metadata.deletion_grace_period_seconds = kept.deletion_grace_period_seconds;
         metadata.generate_name = kept.generate_name;
         metadata.last_applied = kept.last_applied;
-        if metadata.managed_fields.is_empty() {
-            metadata.managed_fields = kept.managed_fields;
+        match metadata.managed_fields.as_str() {
+            "" => metadata.managed_fields = kept.managed_fields,
+            NOBODY => metadata.managed_fields.clear(),
+            _ => {}
         }
     }
 }

@@ -220,6 +220,10 @@ fn verb(method: &Method, target: &Target, asked: &Asked) -> Result<&'static str,
         (&Method::DELETE, false) => "delete",
         _ => return Err(Failure::no_such_verb()),
     };
+    // What is created, and what is deleted all at once, is of one namespace.
+    if target.resource.namespaced && target.namespace.is_empty() && matches!(verb, "create" | "deletecollection") {
+        return Err(Failure::no_such_verb());
+    }
     let allowed = match target.resource.subresource(&target.subresource) {
         Some(part) => part.verbs.contains(&verb),
         None => target.resource.can(verb),
@@ -255,4 +259,36 @@ fn agent(headers: &HeaderMap) -> String {
     let agent = text(headers, header::USER_AGENT).split('/').next().unwrap_or_default();
     let agent: String = agent.chars().filter(|letter| !letter.is_control()).take(128).collect();
     if agent.is_empty() { "unknown".to_owned() } else { agent }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_has_the_verbs_that_it_says_and_no_others() {
+        let of = |method: Method, path: &str, query: &str| {
+            let Path::Objects(target) = request::path(path).unwrap() else { panic!("{path}") };
+            verb(&method, &target, &request::query(query).unwrap()).map_err(|refused| refused.code)
+        };
+        let (all, one) = ("/api/v1/namespaces/a/services", "/api/v1/namespaces/a/services/web");
+        assert_eq!(of(Method::GET, all, ""), Ok("list"));
+        assert_eq!(of(Method::GET, all, "watch=1"), Ok("watch"));
+        assert_eq!(of(Method::GET, one, ""), Ok("get"));
+        assert_eq!(of(Method::DELETE, all, ""), Ok("deletecollection"));
+        assert_eq!(of(Method::PATCH, &format!("{one}/status"), ""), Ok("patch"));
+        for (method, path) in [
+            (Method::POST, one),
+            (Method::PUT, all),
+            (Method::POST, "/api/v1/services"),
+            (Method::DELETE, "/api/v1/services"),
+            (Method::DELETE, "/api/v1/namespaces"),
+            (Method::DELETE, "/api/v1/namespaces/a/services/web/status"),
+            (Method::PUT, "/apis/discovery.k8s.io/v1/namespaces/a/endpointslices/x"),
+            (Method::GET, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"),
+            (Method::OPTIONS, all),
+        ] {
+            assert_eq!(of(method.clone(), path, ""), Err(405), "{method} {path}");
+        }
+    }
 }

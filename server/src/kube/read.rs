@@ -44,8 +44,9 @@ impl Kube {
             Revision::At(revision) if revision <= known.state.revision() => Ok(known),
             Revision::At(revision) => {
                 match tokio::time::timeout(FUTURE_REVISION, self.consensus.read_at_least(revision)).await {
-                    Ok(read) => read.map_err(|error| unreadable(&error)),
-                    Err(_) => Err(status::future_revision(revision, self.consensus.local().state.revision()).into()),
+                    Ok(Ok(snapshot)) => Ok(snapshot),
+                    Ok(Err(error)) if self.consensus.local().state.revision() >= revision => Err(unreadable(&error)),
+                    _ => Err(status::future_revision(revision, self.consensus.local().state.revision()).into()),
                 }
             }
         }
