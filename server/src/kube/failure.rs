@@ -147,6 +147,8 @@ impl From<tonic::Status> for Failure {
             failure.details.insert("causes".into(), problem.causes.iter().map(cause).collect());
         }
         match failure.code {
+            // Clients send a request again by themselves when they are told when: a write that may have happened is not to be.
+            _ if problem.unknown_outcome => failure,
             503 | 504 | 429 => failure.retry_after(1),
             _ => failure,
         }
@@ -203,6 +205,15 @@ mod tests {
         assert_eq!(Failure::from(status::compacted(3, 9)).code, 410);
         let late = Failure::from(status::future_revision(9, 3));
         assert_eq!((late.code, &late.details["retryAfterSeconds"]), (504, &json!(1)));
+    }
+
+    #[test]
+    fn nobody_is_told_to_repeat_a_write_that_may_have_happened() {
+        use crate::raft::ProposeError;
+        let unknown = Failure::from(status::not_decided(&ProposeError::Unknown("cut off".into())));
+        assert_eq!((unknown.code, unknown.details.get("retryAfterSeconds")), (504, None));
+        let certain = Failure::from(status::not_decided(&ProposeError::NotProposed("no leader".into())));
+        assert_eq!((certain.code, &certain.details["retryAfterSeconds"]), (503, &json!(1)));
     }
 
     #[test]
