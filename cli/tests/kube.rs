@@ -150,6 +150,8 @@ fn lists_watches_and_revisions_are_kubernetes_and_the_same_as_over_grpc() {
     assert!(text(&yaml).contains("\n  name: a\n"), "{}", text(&yaml));
     let binary = Asked { accept: "application/vnd.kubernetes.protobuf, */*", ..Asked::default() };
     assert_eq!(api.json(SERVICES, &binary).1["kind"], "ServiceList");
+    let one = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+    assert_eq!(api.json(SERVICES, &Asked { accept: one, ..Asked::default() }).0, 406, "a list is none");
     assert_eq!(api.json(SERVICES, &Asked { accept: "text/html", ..Asked::default() }).0, 406);
 }
 

@@ -9,6 +9,9 @@ use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{Kind, ListRequest, ListResponse};
 use std::collections::BTreeMap;
 
+/// Largest label or field selector, bytes.
+const MAX_SELECTOR: usize = 16 * 1024;
+
 /// What a list or a watch selects.
 #[derive(Clone)]
 pub struct Selection {
@@ -47,6 +50,7 @@ impl Selection {
         if kind == Kind::Unspecified {
             return Err(Unlisted::BadRequest("a kind is required".into()));
         }
+        bounded(selectors)?;
         let labels = LabelSelector::parse(selectors.0)
             .map_err(|problem| Unlisted::BadRequest(format!("unable to parse requirement: {problem}")))?;
         let fields = FieldSelector::parse(kind, selectors.1).map_err(Unlisted::BadRequest)?;
@@ -64,6 +68,17 @@ impl Selection {
             && self.labels.matches(&metadata.labels)
             && self.fields.matches(object)
     }
+}
+
+/// Selectors are of bounded length.
+///
+/// # Errors
+/// One is too long.
+pub fn bounded((labels, fields): (&str, &str)) -> Result<(), Unlisted> {
+    if labels.len() > MAX_SELECTOR || fields.len() > MAX_SELECTOR {
+        return Err(Unlisted::BadRequest(format!("a selector may not be more than {MAX_SELECTOR} bytes")));
+    }
+    Ok(())
 }
 
 /// Which part of a list, as of when.

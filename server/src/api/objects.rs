@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use rand::Rng as _;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -36,8 +36,6 @@ const MERGE_ATTEMPTS: u32 = 16;
 const FUTURE_REVISION: Duration = Duration::from_secs(3);
 /// Lists made at once; whoever comes then waits.
 const MAX_LISTS: usize = 4;
-/// Largest label or field selector, bytes.
-const MAX_SELECTOR: usize = 16 * 1024;
 
 /// The gRPC service.
 #[derive(Clone)]
@@ -175,6 +173,29 @@ impl ObjectsService {
     async fn put(&self, options: &WriteOptions, put: Put, live: Option<&Object>) -> Result<Outcome, Status> {
         admit::permit(&put, live, &self.external_ips).map_err(refused)?;
         self.write(options, command::Kind::Put(put)).await
+    }
+
+    /// A place among those who make lists: objects are rendered by the thousands, and few at once.
+    ///
+    /// # Errors
+    /// The server stops.
+    pub async fn turn(&self) -> Result<SemaphorePermit<'_>, Status> {
+        self.lists.acquire().await.map_err(|_| Status::unavailable("stopping"))
+    }
+
+    /// A snapshot of at least this revision; waited for, for a while, if this server has not reached it.
+    ///
+    /// # Errors
+    /// It has not come.
+    pub async fn reached(&self, revision: u64) -> Result<Arc<Snapshot>, Status> {
+        let known = self.consensus.local();
+        if known.state.revision() >= revision {
+            return Ok(known);
+        }
+        match tokio::time::timeout(FUTURE_REVISION, self.consensus.read_at_least(revision)).await {
+            Ok(Ok(snapshot)) => Ok(snapshot),
+            _ => Err(status::future_revision(revision, self.consensus.local().state.revision())),
+        }
     }
 
     /// Creates an object for somebody.
@@ -355,12 +376,11 @@ impl objects_server::Objects for ObjectsService {
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let who = caller(&request);
         let request = request.into_inner();
-        bounded(&request.label_selector, &request.field_selector)?;
         self.may(&who, (Verb::Read, &Key::new(request.kind(), place(request.kind(), &request.namespace), "")))?;
         let consistency = if mutant::is_on(Mutant::StaleList) { Consistency::Local } else { request.consistency() };
         let snapshot = self.read_as(consistency, request.min_revision).await?;
         // Objects are copied by the thousands: not on the threads that Raft and everybody else run on, and few at once.
-        let _turn = self.lists.acquire().await.map_err(|_| Status::unavailable("stopping"))?;
+        let _turn = self.turn().await?;
         let listed = tokio::task::spawn_blocking(move || list::list(&snapshot, &request)).await;
         let mut listed = listed.map_err(|error| Status::internal(error.to_string()))?.map_err(unlisted)?;
         if mutant::is_on(Mutant::TornList) {
@@ -384,7 +404,6 @@ impl objects_server::Objects for ObjectsService {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let who = caller(&request);
         let request = request.into_inner();
-        bounded(&request.label_selector, &request.field_selector)?;
         self.may(
             &who,
             (Verb::Read, &Key::new(request.kind(), place(request.kind(), &request.namespace), &request.name)),
@@ -398,10 +417,7 @@ impl objects_server::Objects for ObjectsService {
             None if mutant::is_on(Mutant::StaleWatchStart) => {}
             None => drop(self.read().await?),
             Some(revision) if self.consensus.local().state.revision() < revision => {
-                let reached = tokio::time::timeout(FUTURE_REVISION, self.consensus.read_at_least(revision)).await;
-                if !matches!(reached, Ok(Ok(_))) {
-                    return Err(status::future_revision(revision, self.consensus.local().state.revision()));
-                }
+                self.reached(revision).await?;
             }
             Some(revision) => {
                 if let Err(compacted) = self.consensus.local().history.after(revision) {
@@ -441,7 +457,9 @@ pub fn refused(refused: Refused) -> Status {
     }
 }
 
-fn unlisted(unlisted: Unlisted) -> Status {
+/// What a list refuses, as a status.
+#[must_use]
+pub fn unlisted(unlisted: Unlisted) -> Status {
     match unlisted {
         Unlisted::BadRequest(message) => status::bad_request(message),
         Unlisted::Compacted { asked, oldest } => status::compacted(asked, oldest),
@@ -462,13 +480,6 @@ fn known_key(key: Option<&fairlead_proto::v1::ObjectKey>) -> Result<Key, Status>
 /// The namespace of a list or watch: none for a kind that is in none, whatever was asked for.
 fn place(kind: Kind, namespace: &str) -> &str {
     if kind.is_namespaced() { namespace } else { "" }
-}
-
-fn bounded(labels: &str, fields: &str) -> Result<(), Status> {
-    if labels.len() > MAX_SELECTOR || fields.len() > MAX_SELECTOR {
-        return Err(status::bad_request(format!("a selector may not be more than {MAX_SELECTOR} bytes")));
-    }
-    Ok(())
 }
 
 /// Draws what admission may not: it is pure.

@@ -47,6 +47,12 @@ impl Failure {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
     }
 
+    /// Nothing that is accepted can be had.
+    #[must_use]
+    pub fn not_acceptable(message: impl Into<String>) -> Self {
+        Self::new(406, "NotAcceptable", message)
+    }
+
     /// The body's type isn't understood.
     #[must_use]
     pub fn media_type(accepted: &str) -> Self {
@@ -118,10 +124,9 @@ fn code(reason: &str) -> u16 {
     }
 }
 
-/// Nothing that is accepted can be had.
 impl From<NotAcceptable> for Failure {
     fn from(why: NotAcceptable) -> Self {
-        Self::new(406, "NotAcceptable", why.to_string())
+        Self::not_acceptable(why.to_string())
     }
 }
 

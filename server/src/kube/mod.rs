@@ -47,13 +47,10 @@ use axum::{Extension, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// A body must be there within this.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
-/// Lists made at once; whoever comes then waits.
-const MAX_LISTS: usize = 4;
 
 /// The REST face of a server.
 pub struct Kube {
@@ -62,7 +59,6 @@ pub struct Kube {
     nodes: Arc<Nodes>,
     rendered: Arc<Rendered>,
     busy: Arc<Busy>,
-    turns: Semaphore,
     /// Ends watches.
     cancel: CancellationToken,
 }
@@ -75,15 +71,7 @@ impl Kube {
         (consensus, nodes): (Consensus, Arc<Nodes>),
         cancel: CancellationToken,
     ) -> Self {
-        Self {
-            objects,
-            consensus,
-            nodes,
-            rendered: Arc::default(),
-            busy: Arc::default(),
-            turns: Semaphore::new(MAX_LISTS),
-            cancel,
-        }
+        Self { objects, consensus, nodes, rendered: Arc::default(), busy: Arc::default(), cancel }
     }
 
     /// Everything below `/api`, `/apis`, `/openapi` and `/version`; what is nowhere is answered as Kubernetes does.
@@ -164,12 +152,22 @@ impl Kube {
         let endpoint = if asked.watch { Endpoint::Watch } else { Endpoint::Objects };
         let wanted = accept::wanted(accepted, endpoint)?;
         let verb = verb(&head.method, &target, &asked)?;
+        match (verb, wanted) {
+            ("list", Wanted::PartialObjectMetadata { .. }) => {
+                return Err(Failure::not_acceptable(accept::LIST_AS_PARTIAL));
+            }
+            ("get", Wanted::PartialObjectMetadataList { .. }) => {
+                return Err(Failure::not_acceptable(accept::OBJECT_AS_PARTIAL_LIST));
+            }
+            _ => {}
+        }
         let reply = match verb {
             "watch" => Reply::Stream(self.watch(who, &target, (&asked, wanted)).await?),
             "list" => Reply::Answer(self.list(who, &target, (&asked, wanted)).await?),
             "get" => Reply::Answer(self.get(who, &target, (&asked, wanted)).await?),
             _ => {
-                let writing = Writing { who, target: &target, asked: &asked, wanted, agent: agent(&head.headers) };
+                let manager = fields::manager_of(&asked.manager, text(&head.headers, header::USER_AGENT));
+                let writing = Writing { who, target: &target, asked: &asked, wanted, manager };
                 Reply::Answer(self.write(&writing, verb, (head, body)).await?)
             }
         };
@@ -251,14 +249,6 @@ async fn read_body(body: Body) -> Result<bytes::Bytes, Failure> {
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-}
-
-/// The program by its user agent, up to its version: the owner of fields that names itself no other way
-/// (apiserver's managerOrUserAgent).
-fn agent(headers: &HeaderMap) -> String {
-    let agent = text(headers, header::USER_AGENT).split('/').next().unwrap_or_default();
-    let agent: String = agent.chars().filter(|letter| !letter.is_control()).take(128).collect();
-    if agent.is_empty() { "unknown".to_owned() } else { agent }
 }
 
 #[cfg(test)]

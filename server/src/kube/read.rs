@@ -2,7 +2,7 @@
 
 use crate::api::authz::Verb;
 use crate::api::list::{self, Page, Unlisted};
-use crate::api::status;
+use crate::api::{objects, status};
 use crate::kube::accept::{Version, Wanted};
 use crate::kube::answer::Answer;
 use crate::kube::failure::{self, Failure};
@@ -18,12 +18,6 @@ use bytes::Bytes;
 use fairlead_proto::model::{Key, ObjectRef};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long a read of a revision that this server has not reached waits for it (as kube-apiserver does).
-const FUTURE_REVISION: Duration = Duration::from_secs(3);
-/// Largest label or field selector, bytes.
-const MAX_SELECTOR: usize = 16 * 1024;
 
 /// What a list shows, rendered.
 struct Items {
@@ -36,19 +30,10 @@ struct Items {
 impl Kube {
     /// The snapshot that a read of a revision sees.
     pub(super) async fn snapshot(&self, asked: &Asked) -> Result<Arc<Snapshot>, Failure> {
-        let known = self.consensus.local();
-        let unreadable = |error: &crate::raft::ReadError| Failure::from(status::unreadable(error));
         match asked.revision {
-            Revision::Newest => self.consensus.read().await.map_err(|error| unreadable(&error)),
-            Revision::Any => Ok(known),
-            Revision::At(revision) if revision <= known.state.revision() => Ok(known),
-            Revision::At(revision) => {
-                match tokio::time::timeout(FUTURE_REVISION, self.consensus.read_at_least(revision)).await {
-                    Ok(Ok(snapshot)) => Ok(snapshot),
-                    Ok(Err(error)) if self.consensus.local().state.revision() >= revision => Err(unreadable(&error)),
-                    _ => Err(status::future_revision(revision, self.consensus.local().state.revision()).into()),
-                }
-            }
+            Revision::Newest => self.consensus.read().await.map_err(|error| status::unreadable(&error).into()),
+            Revision::Any => Ok(self.consensus.local()),
+            Revision::At(revision) => Ok(self.objects.reached(revision).await?),
         }
     }
 
@@ -113,8 +98,7 @@ impl Kube {
                 let page = page_of(asked, &snapshot)?;
                 let rendered = self.rendered.clone();
                 let unselective = asked.labels.is_empty() && asked.fields.is_empty();
-                let _turn =
-                    self.turns.acquire().await.map_err(|_| Failure::from(tonic::Status::unavailable("stopping")))?;
+                let _turn = self.objects.turn().await?;
                 let listed = tokio::task::spawn_blocking(move || {
                     let listed = list::page(&snapshot, &selected.base, &page)?;
                     let bytes = match view {
@@ -168,18 +152,12 @@ pub struct Made {
 
 /// What a request selects.
 pub(super) fn selected(view: View, target: &Target, asked: &Asked) -> Result<Selected, Failure> {
-    if asked.labels.len() > MAX_SELECTOR || asked.fields.len() > MAX_SELECTOR {
-        return Err(Failure::bad_request(format!("a selector may not be more than {MAX_SELECTOR} bytes")));
-    }
     let selected = Selected::parse(view, &target.namespace, (&asked.labels, &asked.fields)).map_err(unlisted)?;
     Ok(selected.named(&target.name))
 }
 
 fn unlisted(unlisted: Unlisted) -> Failure {
-    match unlisted {
-        Unlisted::BadRequest(message) => Failure::bad_request(message),
-        Unlisted::Compacted { asked, oldest } => status::compacted(asked, oldest).into(),
-    }
+    objects::unlisted(unlisted).into()
 }
 
 /// A page whose revision is forgotten: the answer has a token that goes on all the same, with what is there now.

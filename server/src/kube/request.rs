@@ -2,6 +2,7 @@
 //! size; whatever can't be understood is a refusal, never a guess.
 
 use crate::kube::failure::Failure;
+use crate::kube::fields;
 use crate::kube::kinds;
 use crate::kube::table::Include;
 use fairlead_proto::v1::FieldValidation;
@@ -263,17 +264,8 @@ fn validation(value: &str) -> Result<FieldValidation, Failure> {
     }
 }
 
-/// At most 128 printable characters (apimachinery's ValidateFieldManager).
 fn manager(value: String) -> Result<String, Failure> {
-    if value.chars().count() > 128 {
-        return Err(Failure::invalid_options("fieldManager", "Too long: may not be more than 128 bytes"));
-    }
-    if value.chars().any(char::is_control) {
-        return Err(Failure::invalid_options(
-            "fieldManager",
-            "Invalid value: should only contain printable characters",
-        ));
-    }
+    fields::check_manager(&value).map_err(|why| Failure::invalid_options("fieldManager", &why))?;
     Ok(value)
 }
 

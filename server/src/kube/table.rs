@@ -139,18 +139,6 @@ pub fn partial(object: &Value, version: Version) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": metadata})
 }
 
-/// The metadata of a list's objects, as `PartialObjectMetadataList`.
-#[must_use]
-pub fn partial_list<'a>(objects: impl Iterator<Item = &'a Value>, (metadata, version): (Value, Version)) -> Value {
-    let items = objects.map(|object| partial(object, version)).collect();
-    json!({
-        "kind": "PartialObjectMetadataList",
-        "apiVersion": version.api_version(),
-        "metadata": metadata,
-        "items": Value::Array(items),
-    })
-}
-
 const NONE: &str = "<none>";
 
 /// A value below an object; null if it isn't there.

@@ -4,7 +4,7 @@
 //! Laws: what a view renders depends on the object alone, so that its revision names the rendering; a watch folded over
 //! `changed` is what a list at that revision shows.
 
-use crate::api::list::Selection;
+use crate::api::list::{Selection, bounded};
 use crate::kube::kinds;
 use crate::kube::table::Of;
 use crate::machine::Change;
@@ -172,6 +172,7 @@ impl Selected {
             let base = Selection::parse(kind, namespace, selectors)?;
             return Ok(Self { view, base, labels: LabelSelector::default(), fields: Vec::new() });
         }
+        bounded(selectors)?;
         let namespace = if view == View::Slices { namespace } else { "" };
         let mut base = Selection::parse(view.base(), namespace, ("", ""))?;
         // Slices of one service are asked for most: they are of the record that is called as it.

@@ -36,8 +36,8 @@ pub(super) struct Writing<'a> {
     pub asked: &'a Asked,
     /// The form of the answer.
     pub wanted: Wanted,
-    /// The program, by its own word: the owner of fields, if it says no other.
-    pub agent: String,
+    /// Who owns the fields that it changes.
+    pub manager: String,
 }
 
 impl Writing<'_> {
@@ -49,10 +49,6 @@ impl Writing<'_> {
             status: self.target.subresource == "status",
             ..WriteOptions::default()
         }
-    }
-
-    fn manager(&self) -> &str {
-        if self.asked.manager.is_empty() { &self.agent } else { &self.asked.manager }
     }
 
     /// The kind that may be written; derived and made ones may not.
@@ -331,7 +327,7 @@ fn refused_apply(refused: fields::Refused) -> Failure {
 }
 
 fn by<'a>(writing: &'a Writing<'_>, now: &'a str) -> By<'a> {
-    By { manager: writing.manager(), subresource: &writing.target.subresource, now, force: writing.asked.force }
+    By { manager: &writing.manager, subresource: &writing.target.subresource, now, force: writing.asked.force }
 }
 
 fn place(target: &Target) -> Option<Place<'static>> {

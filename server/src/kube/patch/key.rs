@@ -5,7 +5,7 @@
 use serde_json::{Number, Value};
 
 /// A scalar, by value.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
     Bool(bool),
     Whole(i128),

@@ -9,7 +9,7 @@ use super::key::Key;
 use super::strategic::{self, Item, adopt_items};
 use super::{List, Place, Refused, text};
 use serde_json::{Map, Value};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::{discriminant, take};
 
 /// A `$setElementOrder`.
@@ -115,7 +115,7 @@ pub(super) fn merge(
 /// Both lists' scalars, each once.
 fn unite(live: &mut Vec<Value>, patch: &[Value]) {
     let (before, order) = (known_keys(live, None), known_keys(patch, None));
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     let all = take(live).into_iter().chain(patch.iter().cloned());
     let once = all.filter_map(|item| Key::of(&item).map(|key| (key, item))).filter(|(key, _)| seen.insert(key.clone()));
     *live = weave(once.collect(), &order, &before);
@@ -180,8 +180,8 @@ fn merge_objects(live: &mut Vec<Value>, patch: &[Value], keys: &Keys<'_>, order:
         *live = adopt_items(patch, keys.list)?;
         return Ok(());
     }
-    let again: HashSet<&Key> = plain.iter().map(|(key, _)| key).collect();
-    let stays: HashSet<&Key> = order.iter().filter(|key| !again.contains(key)).collect();
+    let again: BTreeSet<&Key> = plain.iter().map(|(key, _)| key).collect();
+    let stays: BTreeSet<&Key> = order.iter().filter(|key| !again.contains(key)).collect();
     delete(live, &deleted, keys, &stays)?;
     let before = keys_of_all(live, keys.merge)?;
     let mut rows = Rows::of(take(live), &before, keys, order);
@@ -200,12 +200,12 @@ fn delete(
     live: &mut Vec<Value>,
     deleted: &[(Key, &Map<String, Value>)],
     keys: &Keys<'_>,
-    stays: &HashSet<&Key>,
+    stays: &BTreeSet<&Key>,
 ) -> Result<(), Refused> {
     if deleted.is_empty() {
         return Ok(());
     }
-    let mut found: HashMap<&Key, usize> = deleted.iter().map(|(key, _)| (key, 0)).collect();
+    let mut found: BTreeMap<&Key, usize> = deleted.iter().map(|(key, _)| (key, 0)).collect();
     live.retain(|item| match item.get(keys.merge).and_then(Key::of).and_then(|key| found.get_mut(&key)) {
         Some(count) => {
             *count += 1;
@@ -232,15 +232,15 @@ struct Rows<'a> {
     keys: &'a Keys<'a>,
     items: Vec<(Key, Value)>,
     /// By merge key, the first item.
-    first: HashMap<Key, usize>,
+    first: BTreeMap<Key, usize>,
     /// By all keys, the first item.
-    exact: HashMap<Vec<Key>, usize>,
+    exact: BTreeMap<Vec<Key>, usize>,
     /// By merge key, how many items are live.
-    live: HashMap<Key, usize>,
+    live: BTreeMap<Key, usize>,
     /// By merge key, how many items the patch's order names.
-    ordered: HashMap<&'a Key, usize>,
+    ordered: BTreeMap<&'a Key, usize>,
     /// Items that the patch has changed or added.
-    claimed: HashSet<usize>,
+    claimed: BTreeSet<usize>,
 }
 
 impl<'a> Rows<'a> {
@@ -249,11 +249,11 @@ impl<'a> Rows<'a> {
         let mut rows = Self {
             keys,
             items: Vec::with_capacity(room),
-            first: HashMap::with_capacity(room),
-            exact: HashMap::with_capacity(room),
-            live: HashMap::with_capacity(room),
-            ordered: HashMap::new(),
-            claimed: HashSet::new(),
+            first: BTreeMap::new(),
+            exact: BTreeMap::new(),
+            live: BTreeMap::new(),
+            ordered: BTreeMap::new(),
+            claimed: BTreeSet::new(),
         };
         order.iter().for_each(|key| *rows.ordered.entry(key).or_insert(0) += 1);
         for (key, item) in merge_keys.iter().zip(items) {
@@ -333,7 +333,7 @@ pub(super) fn arrange(
 /// Items that `order` names in that order, the others as they were before, woven as they were before.
 fn weave(items: Vec<(Key, Value)>, order: &[Key], before: &[Key]) -> Vec<Value> {
     let (order, before) = (ranks(order), ranks(before));
-    let rank = |key: &Key, ranks: &HashMap<&Key, usize>| ranks.get(key).copied();
+    let rank = |key: &Key, ranks: &BTreeMap<&Key, usize>| ranks.get(key).copied();
     let (mut named, mut others): (Vec<_>, Vec<_>) = items.into_iter().partition(|(key, _)| order.contains_key(key));
     named.sort_by_key(|(key, _)| rank(key, &order));
     others.sort_by_key(|(key, _)| rank(key, &before).unwrap_or(usize::MAX));
@@ -352,8 +352,8 @@ fn weave(items: Vec<(Key, Value)>, order: &[Key], before: &[Key]) -> Vec<Value> 
 }
 
 /// By key, where it is first.
-fn ranks(keys: &[Key]) -> HashMap<&Key, usize> {
-    let mut ranks = HashMap::with_capacity(keys.len());
+fn ranks(keys: &[Key]) -> BTreeMap<&Key, usize> {
+    let mut ranks = BTreeMap::new();
     for (at, key) in keys.iter().enumerate() {
         ranks.entry(key).or_insert(at);
     }

@@ -10,7 +10,7 @@ use super::key::Key;
 use super::list::{self, Order};
 use super::{Place, Refused, text};
 use serde_json::{Map, Value};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 const PATCH: &str = "$patch";
 const RETAIN: &str = "$retainKeys";
@@ -84,7 +84,7 @@ fn merge_fields(
     if let Some(names) = patch.get(RETAIN) {
         retain(live, patch, names)?;
     }
-    let mut gone = HashSet::new();
+    let mut gone = BTreeSet::new();
     let ordered = merge_ordered(live, patch, place)?;
     for (name, value) in patch {
         let plain = matches!(Field::of(name)?, Field::Plain) && !ordered.contains(name.as_str());
@@ -109,8 +109,8 @@ fn merge_ordered<'p>(
     live: &mut Map<String, Value>,
     patch: &'p Map<String, Value>,
     place: Option<Place<'_>>,
-) -> Result<HashSet<&'p str>, Refused> {
-    let mut merged = HashSet::new();
+) -> Result<BTreeSet<&'p str>, Refused> {
+    let mut merged = BTreeSet::new();
     for (field, order) in patch {
         let Field::Order(name) = Field::of(field)? else { continue };
         let Value::Array(order) = order else { return Err(Refused::malformed(BAD_ORDER)) };
@@ -188,7 +188,7 @@ fn merge_field(
 
 /// Clears what `$retainKeys` does not name; what the patch sets must be named.
 fn retain(live: &mut Map<String, Value>, patch: &Map<String, Value>, names: &Value) -> Result<(), Refused> {
-    let names = names.as_array().and_then(|names| names.iter().map(Value::as_str).collect::<Option<HashSet<_>>>());
+    let names = names.as_array().and_then(|names| names.iter().map(Value::as_str).collect::<Option<BTreeSet<_>>>());
     let names = names.ok_or_else(|| Refused::malformed(BAD_RETAIN))?;
     for (name, value) in patch {
         let sets = matches!(Field::of(name)?, Field::Plain) && !value.is_null();
@@ -202,7 +202,7 @@ fn retain(live: &mut Map<String, Value>, patch: &Map<String, Value>, names: &Val
 
 /// Takes scalars out of a list, whatever its strategy; no such list, nothing to do.
 fn take_scalars(live: &mut Map<String, Value>, name: &str, scalars: &Value) -> Result<(), Refused> {
-    let scalars = scalars.as_array().and_then(|all| all.iter().map(Key::of).collect::<Option<HashSet<_>>>());
+    let scalars = scalars.as_array().and_then(|all| all.iter().map(Key::of).collect::<Option<BTreeSet<_>>>());
     let scalars = scalars.ok_or_else(|| Refused::malformed(BAD_DELETE))?;
     if let Some(Value::Array(items)) = live.get_mut(name) {
         items.retain(|item| Key::of(item).is_none_or(|key| !scalars.contains(&key)));

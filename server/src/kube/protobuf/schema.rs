@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 /// All messages.
@@ -72,12 +72,12 @@ const META: &str = "meta.k8s.io/v1";
 #[derive(Debug)]
 pub(super) struct Schema {
     messages: Vec<Message>,
-    places: HashMap<(&'static str, &'static str), usize>,
+    places: BTreeMap<(&'static str, &'static str), usize>,
 }
 
 impl Schema {
     fn read(text: &'static str) -> Self {
-        let mut schema = Self { messages: Vec::new(), places: HashMap::new() };
+        let mut schema = Self { messages: Vec::new(), places: BTreeMap::new() };
         let mut group_version = "";
         let mut words = Vec::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {

@@ -346,15 +346,10 @@ fn only_rows_of_pods_that_are_through_have_conditions() {
 }
 
 #[test]
-fn metadata_alone_comes_as_an_object_or_a_list() {
-    let objects = [json!({"metadata": {"name": "a"}, "spec": {}}), json!({})];
-    let list = partial_list(objects.iter(), (json!({"resourceVersion": "7"}), Version::V1));
+fn metadata_alone_is_an_object_of_its_own_kind() {
     let of = |metadata: Value| json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
-    assert_eq!(
-        list,
-        json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": "7"},
-               "items": [of(json!({"name": "a"})), of(json!({}))]})
-    );
+    assert_eq!(partial(&json!({"metadata": {"name": "a"}, "spec": {}}), Version::V1), of(json!({"name": "a"})));
+    assert_eq!(partial(&json!({}), Version::V1), of(json!({})));
 }
 
 #[test]
