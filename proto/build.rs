@@ -35,6 +35,8 @@ const MANIFEST_MESSAGES: &[&str] = &[
     "ServiceStatus",
     "LoadBalancerStatus",
     "LoadBalancerIngress",
+    "Event",
+    "ObjectReference",
 ];
 
 /// Fields whose JSON name is not the camel case of their proto name.
@@ -60,6 +62,7 @@ const UNRENDERED: &[&str] = &[
     "Node.extra_json",
     "Pod.extra_json",
     "Service.extra_json",
+    "Event.extra_json",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -4,7 +4,7 @@
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{SelfSubjectAccessReview, SelfSubjectRulesReview};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ListMeta, Patch, Status};
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     macro_rules! each {
         ($($kind:ty),*) => { $( generator.subschema_for::<$kind>(); )* };
     }
-    each!(Endpoints, Namespace, Node, Pod, Service, EndpointSlice, Lease, IPAddress, ServiceCIDR);
+    each!(Endpoints, Event, Namespace, Node, Pod, Service, EndpointSlice, Lease, IPAddress, ServiceCIDR);
     each!(SelfSubjectAccessReview, SelfSubjectRulesReview, SelfSubjectReview, DeleteOptions, ListMeta, Patch, Status);
     let mut all: Vec<_> = generator.take_definitions(true).into_iter().collect();
     all.sort_by(|(one, _), (other, _)| one.cmp(other));

@@ -52,6 +52,9 @@ pub struct ServerArgs {
     /// gRPC address told to the other members [default: from --listen-grpc]
     #[arg(long, env = "FAIRLEAD_ADVERTISE_GRPC")]
     advertise_grpc: Option<String>,
+    /// Where pods reach Kubernetes' API of this server: an endpoint of the service `kubernetes` [default: from --listen-https]
+    #[arg(long, env = "FAIRLEAD_ADVERTISE_HTTPS", value_name = "IP:PORT")]
+    advertise_https: Option<SocketAddr>,
     /// Address told to the other members, of a server that joins or that others will [default: from --listen-peer]
     #[arg(long, env = "FAIRLEAD_ADVERTISE_PEER", value_name = "HOST:PORT")]
     advertise_peer: Option<String>,
@@ -198,6 +201,7 @@ fn configure(args: ServerArgs, file: ServerArgs) -> anyhow::Result<fairlead_serv
         listen_dns: args.listen_dns.or(file.listen_dns).unwrap_or(any(53)),
         listen_metrics: args.listen_metrics.or(file.listen_metrics).unwrap_or(any(7490)),
         advertise_grpc: args.advertise_grpc.or(file.advertise_grpc),
+        advertise_https: args.advertise_https.or(file.advertise_https),
         initial_cluster,
         service_cidr: service_cidr(args.service_cidr.or(file.service_cidr))?,
         node_ports: range.as_deref().map_or(Ok((30_000, 32_767)), settings::node_port_range)?,

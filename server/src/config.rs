@@ -32,6 +32,8 @@ pub struct Config {
     pub listen_metrics: SocketAddr,
     /// gRPC address told to the other members; `None` = `listen_grpc`, with this member's own peer host if unspecified.
     pub advertise_grpc: Option<String>,
+    /// Where pods reach Kubernetes' API of this server; `None` = `listen_https`, with the host of the gRPC address if unspecified.
+    pub advertise_https: Option<SocketAddr>,
     /// Members: name, host:peerport.
     pub initial_cluster: Vec<(String, String)>,
     /// Range of ClusterIPs.
@@ -85,6 +87,7 @@ impl Config {
             "listenDns": self.listen_dns,
             "listenMetrics": self.listen_metrics,
             "advertiseGrpc": self.advertise_grpc,
+            "advertiseHttps": self.advertise_https,
             "initialCluster": cluster.collect::<Vec<_>>(),
             "serviceCidr": self.service_cidr.to_string(),
             "nodePorts": format!("{}-{}", self.node_ports.0, self.node_ports.1),

@@ -12,6 +12,7 @@ pub mod http;
 pub mod kube;
 pub mod machine;
 pub mod metrics;
+pub mod names;
 pub mod nodes;
 pub mod pki;
 pub mod raft;

@@ -32,6 +32,8 @@ pub struct Nodes {
     pub alarms: Arc<Alarms>,
     /// What this server says of itself.
     pub own: Arc<Alarms>,
+    /// Where this server serves Kubernetes' API with TLS, IP:port; empty = it doesn't.
+    pub https_address: String,
 }
 
 /// What the leader's board shows.
@@ -48,7 +50,8 @@ impl Nodes {
     /// Makes it; `local` is the board of this server's sessions.
     #[must_use]
     pub fn new(consensus: Consensus, local: Arc<Board>) -> Self {
-        Self { consensus, local, cluster: Arc::default(), alarms: Arc::default(), own: Arc::default() }
+        let (cluster, alarms, own) = (Arc::default(), Arc::default(), Arc::default());
+        Self { consensus, local, cluster, alarms, own, https_address: String::new() }
     }
 
     /// How many nodes' streams end here.
@@ -165,7 +168,7 @@ impl PeerApi for PeerFace {
 
     async fn member_status(&self) -> Result<MemberStatus, tonic::Status> {
         let (nodes, _) = self.parts()?;
-        Ok(own_status(&nodes.consensus, &nodes.own))
+        Ok(own_status(&nodes.consensus, nodes))
     }
 
     async fn dataplane(&self, request: DataplaneRequest) -> Result<DataplaneResponse, tonic::Status> {

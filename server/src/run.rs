@@ -4,18 +4,20 @@
 //! Raft → 4. flush storage (with Raft's end). A second signal aborts (in `main`).
 
 use crate::api::access::AccessService;
+use crate::api::cluster::{ClusterService, own_status};
 use crate::api::guard::Guard;
 use crate::api::maintenance::MaintenanceService;
 use crate::api::members::MembersService;
-use crate::api::{cluster::ClusterService, objects::ObjectsService};
+use crate::api::objects::ObjectsService;
 use crate::audit::Audit;
-use crate::config::{Config, TlsConfig};
-use crate::controller::{audit, lease, version};
+use crate::config::Config;
+use crate::controller::{apiservers, audit, events, lease, version};
 use crate::dns;
 use crate::http::{self, Limits, RenderMetrics};
 use crate::kube::Kube;
 use crate::machine::MACHINE_VERSION;
 use crate::metrics;
+use crate::names;
 use crate::nodes::{Nodes, PeerFace};
 use crate::pki::Purpose;
 use crate::pki::keeper::{Keeper, PkiConfig, PkiError};
@@ -113,6 +115,7 @@ pub async fn run(
     let listeners = Listeners::open(&config).await?;
     let face = Arc::new(PeerFace::default());
     let mut consensus_config = consensus_config(&config)?;
+    let grpc_address = consensus_config.grpc_address.clone();
     let secured = Secured::open(&config, &mut consensus_config).await?;
     consensus_config.joined = tokio::select! {
         joined = join(&config, &consensus_config, &secured) => joined?,
@@ -133,13 +136,12 @@ pub async fn run(
     sessions.server.clone_from(&config.name);
     sessions.cluster_domain.clone_from(&config.cluster_domain);
     let sessions = Arc::new(sessions);
-    let nodes = Arc::new(Nodes::new(consensus.clone(), sessions.board.clone()));
+    let mut nodes = Nodes::new(consensus.clone(), sessions.board.clone());
+    nodes.https_address = names::https_address(&config, &grpc_address).unwrap_or_default();
+    let nodes = Arc::new(nodes);
     face.complete(nodes.clone(), sessions.clone());
     tasks.spawn_quiet("report", nodes.clone().report(serving.clone()));
-    let watched = (nodes.cluster.clone(), nodes.alarms.clone());
-    tasks.spawn_quiet("lease", lease::run(consensus.clone(), writer.clone(), watched, serving.clone()));
-    tasks.spawn_quiet("audit", audit::run(consensus.clone(), nodes.alarms.clone(), serving.clone()));
-    tasks.spawn_quiet("version", version::run(consensus.clone(), serving.clone()));
+    lead(&mut tasks, (&consensus, &writer, &nodes), &serving);
     tasks.spawn("storage", failure(consensus.clone(), serving.clone()));
     let objects = ObjectsService::new(consensus.clone(), writer.clone(), serving.clone());
     let objects = objects.allowing_external_ips(config.external_ip_cidrs.clone()).audited(secured.audit.clone());
@@ -180,6 +182,22 @@ pub async fn run(
     tasks.drain(DRAIN).await;
     consensus.shutdown().await;
     Ok(ended?)
+}
+
+/// Starts what works while this member leads.
+fn lead(
+    tasks: &mut Tasks,
+    (consensus, writer, nodes): (&Consensus, &Writer, &Arc<Nodes>),
+    serving: &CancellationToken,
+) {
+    let watched = (nodes.cluster.clone(), nodes.alarms.clone());
+    tasks.spawn_quiet("lease", lease::run(consensus.clone(), writer.clone(), watched, serving.clone()));
+    tasks.spawn_quiet("audit", audit::run(consensus.clone(), nodes.alarms.clone(), serving.clone()));
+    tasks.spawn_quiet("version", version::run(consensus.clone(), serving.clone()));
+    tasks.spawn_quiet("events", events::run(consensus.clone(), writer.clone(), serving.clone()));
+    let own = (consensus.clone(), nodes.clone());
+    let own = move || own_status(&own.0, &own.1);
+    tasks.spawn_quiet("apiservers", apiservers::run(consensus.clone(), writer.clone(), own, serving.clone()));
 }
 
 /// Kubernetes' API, and how a member is.
@@ -230,7 +248,14 @@ impl Secured {
         let Some(tls) = &config.tls else {
             return Ok(Self::default());
         };
-        let pki = pki_config(config, tls, &consensus.grpc_address);
+        let pki = PkiConfig {
+            name: config.name.clone(),
+            data_dir: config.data_dir.clone(),
+            names: names::certificate_names(config, tls, &consensus.grpc_address),
+            life: tls.life,
+            alone: config.initial_cluster.len() == 1 && config.join.is_none(),
+            grpc_address: consensus.grpc_address.clone(),
+        };
         let keeper = match (&config.join, &tls.token) {
             (Some(server), Some(token)) if !Keeper::is_there(&config.data_dir)? => {
                 let held = enroll::server(server, token, (&config.name, &pki.names)).await?;
@@ -292,34 +317,6 @@ async fn join(config: &Config, consensus: &ConsensusConfig, secured: &Secured) -
     joined.write(&config.data_dir).map_err(|error| files(error.to_string()))?;
     tracing::info!(id = joined.id, server, "joined the cluster as a learner");
     Ok(Some(joined))
-}
-
-/// Every name at which a client may look for this server.
-fn pki_config(config: &Config, tls: &TlsConfig, grpc_address: &str) -> PkiConfig {
-    let host =
-        |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_owned();
-    let listened = [config.listen_grpc, config.listen_https].map(|address| address.ip());
-    let bound = listened.iter().filter(|ip| !ip.is_unspecified()).map(ToString::to_string);
-    let own = config.initial_cluster.iter().find(|(name, _)| *name == config.name).map(|(_, address)| host(address));
-    let mut names: Vec<String> =
-        ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), config.name.clone()]
-            .into_iter()
-            .chain(bound)
-            .chain(own)
-            .chain([host(grpc_address)])
-            .chain(tls.names.iter().cloned())
-            .filter(|name| !name.is_empty())
-            .collect();
-    names.sort();
-    names.dedup();
-    PkiConfig {
-        name: config.name.clone(),
-        data_dir: config.data_dir.clone(),
-        names,
-        life: tls.life,
-        alone: config.initial_cluster.len() == 1 && config.join.is_none(),
-        grpc_address: grpc_address.to_owned(),
-    }
 }
 
 struct Listeners {

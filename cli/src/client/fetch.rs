@@ -78,7 +78,7 @@ impl Session {
     /// # Errors
     /// [`Failure`].
     pub async fn list(&self, resource: &'static Resource, filter: &Filter) -> Result<Vec<Shown>, Failure> {
-        if resource.kind == Kind::Unspecified {
+        if resource.kind == Kind::Event {
             let events = self.events(&filter.namespace, None).await?;
             return Ok(events.iter().map(|event| Shown { resource, value: event_manifest(event) }).collect());
         }

@@ -206,6 +206,7 @@ fn server_config(args: &DevArgs, data_dir: &Path) -> anyhow::Result<fairlead_ser
         listen_dns: args.listen_dns,
         listen_metrics: args.listen_metrics,
         advertise_grpc: None,
+        advertise_https: None,
         initial_cluster: vec![(NAME.into(), peer.to_string())],
         service_cidr: server::service_cidr(Some(args.service_cidr))?,
         node_ports: (30_000, 32_767),

@@ -14,7 +14,7 @@ pub fn validate(object: &Object, problems: &mut Vec<Invalid>) {
     let kind = object.object_kind();
     let name_problems = |name: &str| match kind {
         Kind::Namespace | Kind::Service => names::label_problems(name),
-        Kind::Node | Kind::Pod | Kind::Endpoints | Kind::Unspecified => names::subdomain_problems(name),
+        Kind::Node | Kind::Pod | Kind::Endpoints | Kind::Event | Kind::Unspecified => names::subdomain_problems(name),
     };
     if metadata.name.is_empty() {
         let detail = if metadata.generate_name.is_empty() { "name or generateName is required" } else { "" };

@@ -4,6 +4,7 @@
 //! Law: defaulting twice is defaulting once.
 
 mod endpoints;
+mod event;
 mod ip;
 mod meta;
 mod names;
@@ -27,7 +28,7 @@ pub fn default_object(object: &mut Object) {
     match &mut object.kind {
         Some(object::Kind::Namespace(it)) => namespace::default(it),
         Some(object::Kind::Node(it)) => node::default(it),
-        Some(object::Kind::Endpoints(_)) | None => {}
+        Some(object::Kind::Endpoints(_) | object::Kind::Event(_)) | None => {}
         Some(object::Kind::Pod(it)) => pod::default(it),
         Some(object::Kind::Service(it)) => service::default(it),
     }
@@ -52,6 +53,7 @@ pub fn validate_create(object: &Object) -> Vec<Invalid> {
         Some(object::Kind::Pod(it)) => pod::validate(it, &mut problems),
         Some(object::Kind::Service(it)) => service::validate(it, &mut problems),
         Some(object::Kind::Endpoints(it)) => endpoints::validate(it, &mut problems),
+        Some(object::Kind::Event(it)) => event::validate(it, &mut problems),
     }
     problems
 }

@@ -47,6 +47,7 @@ pub fn decode(value: &Value) -> Result<Decoded, Vec<Invalid>> {
         Kind::Pod => object::Kind::Pod(typed(&value)?),
         Kind::Service => object::Kind::Service(typed(&value)?),
         Kind::Endpoints => object::Kind::Endpoints(endpoints::from_json(&value)?),
+        Kind::Event => object::Kind::Event(typed(&value)?),
         Kind::Unspecified => return Err(vec![Invalid::required("kind", "")]),
     }
     .into();
@@ -130,6 +131,7 @@ fn with_overlay(mut object: Object, value: &Value) -> Object {
         Some(object::Kind::Pod(it)) => it.extra_json = extra,
         Some(object::Kind::Service(it)) => it.extra_json = extra,
         Some(object::Kind::Endpoints(it)) => it.extra_json = extra,
+        Some(object::Kind::Event(it)) => it.extra_json = extra,
         None => {}
     }
     object

@@ -35,6 +35,7 @@ pub fn fields(object: &Object) -> Value {
         Some(object::Kind::Pod(it)) => json(it),
         Some(object::Kind::Service(it)) => json(it),
         Some(object::Kind::Endpoints(it)) => endpoints::to_json(it),
+        Some(object::Kind::Event(it)) => json(it),
     }
 }
 

@@ -21,6 +21,7 @@ pub fn unknown_fields(kind: Kind, manifest: &Value) -> Result<Vec<String>, Inval
         Kind::Pod => round_trip::<core::Pod>(manifest),
         Kind::Service => round_trip::<core::Service>(manifest),
         Kind::Endpoints => round_trip::<core::Endpoints>(manifest),
+        Kind::Event => round_trip::<core::Event>(manifest),
         Kind::Unspecified => Ok(Value::Null),
     }?;
     let mut unknown = Vec::new();

@@ -57,7 +57,7 @@ impl fmt::Display for Key {
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: [Self; 5] = [Self::Namespace, Self::Node, Self::Pod, Self::Service, Self::Endpoints];
+    pub const ALL: [Self; 6] = [Self::Namespace, Self::Node, Self::Pod, Self::Service, Self::Endpoints, Self::Event];
 
     /// Kubernetes' name of the kind.
     #[must_use]
@@ -69,6 +69,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::Endpoints => "Endpoints",
+            Self::Event => "Event",
         }
     }
 
@@ -82,6 +83,7 @@ impl Kind {
             Self::Pod => "pods",
             Self::Service => "services",
             Self::Endpoints => "endpoints",
+            Self::Event => "events",
         }
     }
 
@@ -90,7 +92,7 @@ impl Kind {
     pub fn is_namespaced(self) -> bool {
         match self {
             Self::Namespace | Self::Node | Self::Unspecified => false,
-            Self::Pod | Self::Service | Self::Endpoints => true,
+            Self::Pod | Self::Service | Self::Endpoints | Self::Event => true,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! of compiler errors.
 
 use crate::model::Key;
-use crate::v1::{Endpoints, Kind, Namespace, Node, Object, ObjectMeta, Pod, Service, object};
+use crate::v1::{Endpoints, Event, Kind, Namespace, Node, Object, ObjectMeta, Pod, Service, object};
 use std::sync::Arc;
 
 /// A shared, immutable object.
@@ -37,6 +37,7 @@ impl Object {
             Some(object::Kind::Pod(_)) => Kind::Pod,
             Some(object::Kind::Service(_)) => Kind::Service,
             Some(object::Kind::Endpoints(_)) => Kind::Endpoints,
+            Some(object::Kind::Event(_)) => Kind::Event,
         }
     }
 
@@ -50,6 +51,7 @@ impl Object {
             Some(object::Kind::Pod(it)) => it.metadata.as_ref(),
             Some(object::Kind::Service(it)) => it.metadata.as_ref(),
             Some(object::Kind::Endpoints(it)) => it.metadata.as_ref(),
+            Some(object::Kind::Event(it)) => it.metadata.as_ref(),
         }
         .unwrap_or(&NO_METADATA)
     }
@@ -62,6 +64,7 @@ impl Object {
             object::Kind::Pod(it) => &mut it.metadata,
             object::Kind::Service(it) => &mut it.metadata,
             object::Kind::Endpoints(it) => &mut it.metadata,
+            object::Kind::Event(it) => &mut it.metadata,
         };
         Some(metadata.get_or_insert_default())
     }
@@ -76,6 +79,7 @@ impl Object {
             Some(object::Kind::Pod(it)) => &it.extra_json,
             Some(object::Kind::Service(it)) => &it.extra_json,
             Some(object::Kind::Endpoints(it)) => &it.extra_json,
+            Some(object::Kind::Event(it)) => &it.extra_json,
         }
     }
 
@@ -110,6 +114,12 @@ impl Object {
         if let Some(object::Kind::Endpoints(it)) = &self.kind { Some(it) } else { None }
     }
 
+    /// The event, if it is one.
+    #[must_use]
+    pub fn as_event(&self) -> Option<&Event> {
+        if let Some(object::Kind::Event(it)) = &self.kind { Some(it) } else { None }
+    }
+
     /// The namespace object, if it is one.
     #[must_use]
     pub fn as_namespace(&self) -> Option<&Namespace> {
@@ -126,4 +136,4 @@ macro_rules! into_object {
         }
     )*};
 }
-into_object!(Namespace, Node, Pod, Service, Endpoints);
+into_object!(Namespace, Node, Pod, Service, Endpoints, Event);

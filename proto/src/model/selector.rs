@@ -3,7 +3,7 @@
 //! `a=b`, `a==b`, `a!=b`, `a in (x,y)`, `a notin (x)`, `a`, `!a`, `a>1`, `a<2`, joined by commas. `notin` and `!=` match
 //! what lacks the key.
 
-use crate::v1::{Kind, Object};
+use crate::v1::{Event, Kind, Object};
 use std::collections::BTreeMap;
 
 /// A parsed label selector; the empty one matches everything.
@@ -234,6 +234,21 @@ fn supported(kind: Kind) -> &'static [&'static str] {
         ],
         Kind::Service => &["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.type"],
         Kind::Endpoints => &["metadata.name", "metadata.namespace"],
+        Kind::Event => &[
+            "metadata.name",
+            "metadata.namespace",
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "reason",
+            "reportingComponent",
+            "source",
+            "type",
+        ],
         Kind::Unspecified => &[],
     }
 }
@@ -243,6 +258,11 @@ fn field_of(object: &Object, field: &str) -> String {
     let pod_status = || object.as_pod().and_then(|pod| pod.status.clone()).unwrap_or_default();
     let pod_spec = || object.as_pod().and_then(|pod| pod.spec.clone()).unwrap_or_default();
     let service_spec = || object.as_service().and_then(|service| service.spec.clone()).unwrap_or_default();
+    if let Some(event) = object.as_event()
+        && !field.starts_with("metadata.")
+    {
+        return event_field(object, event, field);
+    }
     match field {
         "metadata.name" => metadata.name.clone(),
         "metadata.namespace" => metadata.namespace.clone(),
@@ -260,6 +280,27 @@ fn field_of(object: &Object, field: &str) -> String {
         "spec.type" => service_spec().r#type,
         "spec.restartPolicy" => kept(object, field, "Always"),
         "spec.schedulerName" => kept(object, field, "default-scheduler"),
+        _ => kept(object, field, ""),
+    }
+}
+
+/// Fields of an event, as pkg/registry/core/event's strategy names them.
+fn event_field(object: &Object, event: &Event, field: &str) -> String {
+    let about = event.involved_object.clone().unwrap_or_default();
+    match field {
+        "involvedObject.kind" => about.kind,
+        "involvedObject.namespace" => about.namespace,
+        "involvedObject.name" => about.name,
+        "involvedObject.uid" => about.uid,
+        "involvedObject.apiVersion" => about.api_version,
+        "involvedObject.resourceVersion" => about.resource_version,
+        "involvedObject.fieldPath" => about.field_path,
+        "reason" => event.reason.clone(),
+        "type" => event.r#type.clone(),
+        // Whoever reports in the newer way has no source.
+        "source" => Some(kept(object, "source.component", ""))
+            .filter(|source| !source.is_empty())
+            .unwrap_or_else(|| kept(object, "reportingComponent", "")),
         _ => kept(object, field, ""),
     }
 }

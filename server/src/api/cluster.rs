@@ -2,12 +2,11 @@
 
 use crate::api::authz::{self, Verb};
 use crate::api::guard::caller;
-use crate::controller::lease::Alarms;
-use crate::machine::{Change, MACHINE_VERSION, Snapshot};
+use crate::machine::{MACHINE_VERSION, Snapshot};
 use crate::nodes::Nodes;
 use crate::raft::Consensus;
 use crate::sync::session::Sessions;
-use crate::write::rfc3339;
+use crate::watch::happened;
 use fairlead_proto::internal::v1::DriftRequest;
 use fairlead_proto::model::Key;
 use fairlead_proto::v1::{
@@ -49,7 +48,7 @@ impl ClusterService {
         let (own, voters) = (raft.id, &raft.voters);
         let asked = self.consensus.members().into_iter().map(|member| async move {
             if member.id == own {
-                return own_status(&self.consensus, &self.nodes.own);
+                return own_status(&self.consensus, &self.nodes);
             }
             let ask = async {
                 let mut peer = self.consensus.peer(member.id).await.map_err(|error| error.to_string())?;
@@ -103,7 +102,7 @@ impl ClusterService {
 
 /// What this member says of itself.
 #[must_use]
-pub fn own_status(consensus: &Consensus, alarms: &Alarms) -> MemberStatus {
+pub fn own_status(consensus: &Consensus, nodes: &Nodes) -> MemberStatus {
     let raft = consensus.status();
     let snapshot = consensus.local();
     let own = consensus.members().into_iter().find(|member| member.id == raft.id);
@@ -123,7 +122,8 @@ pub fn own_status(consensus: &Consensus, alarms: &Alarms) -> MemberStatus {
         drained: consensus.is_drained(),
         machine_version: MACHINE_VERSION,
         free_bytes: consensus.free_bytes().unwrap_or(0),
-        alarms: alarms.list(),
+        alarms: nodes.own.list(),
+        https_address: nodes.https_address.clone(),
     }
 }
 
@@ -245,65 +245,11 @@ fn history(snapshot: &Snapshot, drift: Vec<HistoryEvent>, request: &HistoryReque
     let mut events: Vec<HistoryEvent> =
         drift.into_iter().filter(|event| event.key.as_ref().is_some_and(|key| wanted(&Key::from_wire(key)))).collect();
     if let Ok(changes) = snapshot.history.after(oldest) {
-        events.extend(changes.filter(|change| wanted(&change.key)).map(|change| describe(&change)));
+        let told = changes.filter_map(|change| happened::told(&change));
+        events.extend(told.filter(|one| one.key.as_ref().is_some_and(|key| wanted(&Key::from_wire(key)))));
     }
     events.sort_by(|one, other| (one.revision, &one.time).cmp(&(other.revision, &other.time)));
     let surplus = events.len().saturating_sub(limit);
     events.drain(..surplus);
     HistoryResponse { events, revision: snapshot.state.revision() }
-}
-
-fn describe(change: &Change) -> HistoryEvent {
-    let (kind, reason, message) = match (&change.old, &change.new) {
-        (None, Some(_)) => ("Normal", "Created", format!("{} created", change.key.kind.title())),
-        (Some(_), None) => ("Normal", "Deleted", format!("{} deleted", change.key.kind.title())),
-        (Some(old), Some(new)) => match change.key.kind {
-            Kind::Endpoints => {
-                let count = |object: &fairlead_proto::v1::Object| {
-                    object
-                        .as_endpoints()
-                        .map_or(0, |record| record.endpoints.iter().filter(|endpoint| endpoint.ready).count())
-                };
-                let (before, after) = (count(old), count(new));
-                let kind = if after == 0 && before > 0 { "Warning" } else { "Normal" };
-                (kind, "EndpointsChanged", format!("{before} ready endpoints became {after}"))
-            }
-            Kind::Pod | Kind::Node => readiness(old, new),
-            _ => ("Normal", "Updated", format!("{} updated", change.key.kind.title())),
-        },
-        (None, None) => ("Normal", "Unchanged", String::new()),
-    };
-    HistoryEvent {
-        revision: change.revision,
-        time: rfc3339(change.at_ms),
-        r#type: kind.to_owned(),
-        reason: reason.to_owned(),
-        key: Some(change.key.to_wire()),
-        message,
-    }
-}
-
-fn readiness(
-    old: &fairlead_proto::v1::Object,
-    new: &fairlead_proto::v1::Object,
-) -> (&'static str, &'static str, String) {
-    let ready = |object: &fairlead_proto::v1::Object| {
-        let conditions = match (object.as_pod(), object.as_node()) {
-            (Some(pod), _) => pod.status.as_ref().map(|status| &status.conditions),
-            (_, Some(node)) => node.status.as_ref().map(|status| &status.conditions),
-            _ => None,
-        };
-        conditions.and_then(|all| all.iter().find(|one| one.r#type == "Ready").cloned()).unwrap_or_default()
-    };
-    let (before, after) = (ready(old), ready(new));
-    if before.status == after.status {
-        return ("Normal", "Updated", format!("{} updated", new.object_kind().title()));
-    }
-    let detail =
-        if after.message.is_empty() { after.reason.clone() } else { format!("{}: {}", after.reason, after.message) };
-    if after.status == "True" {
-        ("Normal", "Ready", format!("{} is ready", new.object_kind().title()))
-    } else {
-        ("Warning", "NotReady", format!("{} is not ready: {detail}", new.object_kind().title()))
-    }
 }

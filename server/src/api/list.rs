@@ -4,6 +4,7 @@
 //! first one. When the window no longer reaches back, the list says so (Expired) instead of mixing revisions.
 
 use crate::machine::Snapshot;
+use crate::watch::happened;
 use fairlead_proto::model::selector::{FieldSelector, LabelSelector};
 use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{Kind, ListRequest, ListResponse};
@@ -131,7 +132,7 @@ pub fn page(snapshot: &Snapshot, selection: &Selection, page: &Page) -> Result<L
     let undone = undo(snapshot, revision)?;
     let mut items = Vec::new();
     let mut remaining = 0;
-    if undone.is_empty() {
+    if undone.is_empty() && selection.kind != Kind::Event {
         // The common case: nothing to undo, so nothing to collect.
         let after = token.as_ref().map(|token| &token.after);
         for object in snapshot.state.list_after(selection.kind, &selection.namespace, after) {
@@ -145,6 +146,9 @@ pub fn page(snapshot: &Snapshot, selection: &Selection, page: &Page) -> Result<L
                 Some(object) => candidates.insert(key, object),
                 None => candidates.remove(&key),
             };
+        }
+        if selection.kind == Kind::Event {
+            candidates.extend(happened::events(snapshot, revision).map(|event| (event.key(), event)));
         }
         for (key, object) in &candidates {
             let passed = token.as_ref().is_none_or(|token| *key > token.after);

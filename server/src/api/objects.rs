@@ -167,7 +167,7 @@ impl ObjectsService {
     }
 
     fn live(snapshot: &Snapshot, key: &Key) -> Result<Arc<Object>, Status> {
-        snapshot.state.get(key).cloned().ok_or_else(|| status::not_found(key, snapshot.state.revision()))
+        past::now(snapshot, key).ok_or_else(|| status::not_found(key, snapshot.state.revision()))
     }
 
     async fn put(&self, options: &WriteOptions, put: Put, live: Option<&Object>) -> Result<Outcome, Status> {

@@ -1,6 +1,7 @@
 //! What objects were, as far as the window of events tells. Pure.
 
 use crate::machine::Snapshot;
+use crate::watch::happened;
 use crate::watch::history::Compacted;
 use crate::write::rfc3339;
 use fairlead_proto::model::{Key, ObjectRef};
@@ -19,7 +20,13 @@ const MOST_BYTES: usize = 32 << 20;
 pub fn at(snapshot: &Snapshot, key: &Key, revision: u64) -> Result<Option<ObjectRef>, Compacted> {
     // What the first change after it found is what was there.
     let next = snapshot.history.after(revision)?.find(|change| change.key == *key);
-    Ok(next.map_or_else(|| snapshot.state.get(key).cloned(), |change| change.old.clone()))
+    Ok(next.map_or_else(|| now(snapshot, key), |change| change.old.clone()))
+}
+
+/// An object as it is; most events are none of the state's.
+#[must_use]
+pub fn now(snapshot: &Snapshot, key: &Key) -> Option<ObjectRef> {
+    snapshot.state.get(key).cloned().or_else(|| happened::named(snapshot, key))
 }
 
 /// Every revision of an object that the window tells of, and the one that it begins with; at most `limit` and

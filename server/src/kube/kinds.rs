@@ -74,6 +74,14 @@ const KINDS: &[Kind] = &[
         ..CORE
     },
     Kind {
+        plural: "events",
+        singular: "event",
+        kind: "Event",
+        short_names: &["ev"],
+        definition: "io.k8s.api.core.v1.Event",
+        ..CORE
+    },
+    Kind {
         plural: "namespaces",
         singular: "namespace",
         kind: "Namespace",

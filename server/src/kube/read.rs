@@ -2,7 +2,7 @@
 
 use crate::api::authz::Verb;
 use crate::api::list::{self, Page, Unlisted};
-use crate::api::{objects, status};
+use crate::api::{objects, past, status};
 use crate::kube::accept::{Version, Wanted};
 use crate::kube::answer::Answer;
 use crate::kube::failure::{self, Failure};
@@ -62,13 +62,13 @@ impl Kube {
         let snapshot = self.snapshot(asked).await?;
         let found = match view {
             View::Own(kind) => {
-                let object = snapshot.state.get(&Key::new(kind, &target.namespace, &target.name));
+                let object = past::now(&snapshot, &Key::new(kind, &target.namespace, &target.name));
                 let object = object.ok_or_else(|| failure::not_found(target.resource, &target.name))?;
                 if wanted == Wanted::Json {
-                    let bytes = self.rendered.all((view, Form::Whole), std::slice::from_ref(object));
+                    let bytes = self.rendered.all((view, Form::Whole), std::slice::from_ref(&object));
                     return Ok(Answer::bytes(bytes.into_iter().next().unwrap_or_default()));
                 }
-                view.render(object).into_iter().next()
+                view.render(&object).into_iter().next()
             }
             View::Slices | View::Addresses => {
                 let selected = selected(view, target, asked)?;

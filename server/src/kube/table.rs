@@ -5,6 +5,7 @@
 
 mod age;
 mod columns;
+mod event;
 mod network;
 mod node;
 mod pod;
@@ -28,6 +29,8 @@ pub enum Of {
     Service,
     /// Endpoints, the older form.
     Endpoints,
+    /// Events.
+    Event,
     /// Slices of endpoints.
     EndpointSlice,
     /// Leases.
@@ -125,6 +128,7 @@ pub fn row(of: Of, object: &Value, now: i64) -> Vec<Value> {
         Of::Pod => pod::pod(object, now),
         Of::Service => network::service(object, now),
         Of::Endpoints => network::endpoints(object, now),
+        Of::Event => event::event(object, now),
         Of::EndpointSlice => network::endpoint_slice(object, now),
         Of::Lease => node::lease(object, now),
         Of::ServiceCidr => network::service_cidr(object, now),

@@ -40,6 +40,7 @@ impl View {
             ("", "pods") => Some(Self::Own(Kind::Pod)),
             ("", "services") => Some(Self::Own(Kind::Service)),
             ("", "endpoints") => Some(Self::Own(Kind::Endpoints)),
+            ("", "events") => Some(Self::Own(Kind::Event)),
             ("discovery.k8s.io", "endpointslices") => Some(Self::Slices),
             ("networking.k8s.io", "ipaddresses") => Some(Self::Addresses),
             _ => None,
@@ -65,6 +66,7 @@ impl View {
             Self::Own(Kind::Pod) => Of::Pod,
             Self::Own(Kind::Service) => Of::Service,
             Self::Own(Kind::Endpoints) => Of::Endpoints,
+            Self::Own(Kind::Event) => Of::Event,
             Self::Slices => Of::EndpointSlice,
             Self::Addresses => Of::IpAddress,
         }

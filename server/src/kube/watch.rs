@@ -11,7 +11,7 @@ use crate::kube::table::{self, Include};
 use crate::kube::view::{Seen, Selected, View};
 use crate::machine::{Change, Snapshot};
 use crate::pki::Identity;
-use crate::watch::stream::{Lens, STREAM_BUFFER, Watcher};
+use crate::watch::stream::{self, Lens, STREAM_BUFFER, Watcher};
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -149,11 +149,11 @@ impl Lens for Lines {
 
     fn initial<'a>(&'a self, snapshot: &'a Snapshot) -> Box<dyn Iterator<Item = Bytes> + Send + 'a> {
         let base = &self.selected.base;
-        let objects = snapshot.state.list(base.kind, &base.namespace).filter(|object| base.matches(object));
+        let objects = stream::selected(base, snapshot);
         if matches!(self.selected.view, View::Own(_)) {
-            return Box::new(objects.flat_map(|object| self.object(EventType::Added, object)));
+            return Box::new(objects.flat_map(|object| self.object(EventType::Added, &object)));
         }
-        let values = objects.flat_map(|object| self.selected.view.render(object));
+        let values = objects.flat_map(|object| self.selected.view.render(&object));
         let matching = values.filter(|value| self.selected.matches(value));
         Box::new(matching.map(|value| self.value(EventType::Added, &value)))
     }

@@ -15,6 +15,7 @@ use crate::kube::request::{Asked, Target, dry_run};
 use crate::kube::view::{self, View};
 use crate::kube::{Kube, body, openapi};
 use crate::pki::Identity;
+use crate::watch::happened;
 use crate::write::{now_ms, rfc3339};
 use fairlead_proto::model::{Key, ObjectRef};
 use fairlead_proto::v1::{DeleteRequest, Kind, ObjectResponse, WriteEffect, WriteOptions};
@@ -206,6 +207,9 @@ impl Kube {
         let kind = writing.kind()?;
         let key = Key::new(kind, &writing.target.namespace, &writing.target.name);
         let request = deletion(writing, &key, options)?;
+        if happened::named(&self.consensus.local(), &key).is_some() {
+            return Err(told_by_servers(&key));
+        }
         let response = self.objects.remove(writing.who, request).await?;
         let object = response.object.clone().unwrap_or_default();
         let gone = response.effect() == WriteEffect::Deleted;
@@ -251,8 +255,11 @@ impl Kube {
             return Ok(known.clone());
         }
         let snapshot = self.snapshot(&Asked::default()).await?;
-        let live = snapshot.state.get(key).cloned();
-        live.ok_or_else(|| failure::not_found(writing.target.resource, &writing.target.name))
+        match snapshot.state.get(key) {
+            Some(live) => Ok(live.clone()),
+            None if happened::named(&snapshot, key).is_some() => Err(told_by_servers(key)),
+            None => Err(failure::not_found(writing.target.resource, &writing.target.name)),
+        }
     }
 
     fn admitted(&self, writing: &Writing<'_>, given: Value) -> Result<Admitted, Failure> {
@@ -332,6 +339,12 @@ fn by<'a>(writing: &'a Writing<'_>, now: &'a str) -> By<'a> {
 
 fn place(target: &Target) -> Option<Place<'static>> {
     Place::of(openapi::definitions(), openapi::definition_of(target.resource))
+}
+
+/// What is rendered from the event window is nobody's to change.
+fn told_by_servers(key: &Key) -> Failure {
+    let why = "it tells of a change that was made: it goes when the servers forget that change";
+    Failure::new(403, "Forbidden", format!("{key} is forbidden: {why}"))
 }
 
 /// An error of a write that may be tried again, unless it is final.

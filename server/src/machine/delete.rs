@@ -44,7 +44,7 @@ pub(super) fn delete(draft: &mut Draft<'_>, delete: &Delete) -> Result<Done, Rej
             check_hand_written(draft, &key)?;
             Ok(begin(draft, &current, delete.grace_period_seconds))
         }
-        Kind::Node | Kind::Pod | Kind::Service | Kind::Unspecified => {
+        Kind::Node | Kind::Pod | Kind::Service | Kind::Event | Kind::Unspecified => {
             Ok(begin(draft, &current, delete.grace_period_seconds))
         }
     }
@@ -139,8 +139,12 @@ fn delete_namespace(draft: &mut Draft<'_>, current: &ObjectRef) -> Done {
     }
     // What services leave behind goes with them; the rest was written by hand.
     draft.settle();
-    let written: Vec<ObjectRef> = draft.state.list(Kind::Endpoints, &name).cloned().collect();
-    for object in written.iter().filter(|object| object.as_endpoints().is_some_and(|record| !record.derived)) {
+    let by_servers = |object: &ObjectRef| object.as_endpoints().is_some_and(|record| record.derived);
+    let written: Vec<ObjectRef> = [Kind::Endpoints, Kind::Event]
+        .into_iter()
+        .flat_map(|kind| draft.state.list(kind, &name).cloned().collect::<Vec<_>>())
+        .collect();
+    for object in written.iter().filter(|object| !by_servers(object)) {
         begin(draft, object, None);
     }
     match terminating {

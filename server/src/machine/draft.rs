@@ -73,7 +73,12 @@ impl<'a> Draft<'a> {
         match &mut object.kind {
             Some(object::Kind::Pod(pod)) => conflicts::mark_pod(self.state, pod, &now),
             Some(object::Kind::Node(node)) => conflicts::mark_node(self.state, node, &now),
-            Some(object::Kind::Namespace(_) | object::Kind::Service(_) | object::Kind::Endpoints(_)) => {}
+            Some(
+                object::Kind::Namespace(_)
+                | object::Kind::Service(_)
+                | object::Kind::Endpoints(_)
+                | object::Kind::Event(_),
+            ) => {}
             None => return None,
         }
         self.store(object)
@@ -166,7 +171,7 @@ impl<'a> Draft<'a> {
             Kind::Node => {
                 self.mark_node(&change.key.name, (old.and_then(Object::as_node), new.and_then(Object::as_node)))
             }
-            Kind::Namespace | Kind::Endpoints | Kind::Unspecified => {}
+            Kind::Namespace | Kind::Endpoints | Kind::Event | Kind::Unspecified => {}
         }
         if new.is_none() && change.key.kind.is_namespaced() {
             self.stale.namespaces.insert(change.key.namespace.clone());

@@ -13,6 +13,9 @@ use fairlead_proto::model::{Invalid, Key, ObjectRef};
 use fairlead_proto::mutant::{self, Mutant};
 use fairlead_proto::v1::{Kind, NamespaceStatus, Object, ObjectMeta, WriteEffect, object};
 
+/// Events of clients that are kept at once.
+pub const MAX_EVENTS: usize = 8_192;
+
 /// Executes a Put.
 pub(super) fn put(draft: &mut Draft<'_>, put: &Put) -> Result<Done, Rejection> {
     let object = put.object.as_ref().filter(|object| object.kind.is_some());
@@ -81,6 +84,7 @@ fn create(draft: &mut Draft<'_>, key: &Key, mut object: Object) -> Result<Done, 
         }
         Some(object::Kind::Endpoints(it)) => it.derived = false,
         Some(object::Kind::Namespace(it)) => it.status = Some(NamespaceStatus { phase: "Active".to_owned() }),
+        Some(object::Kind::Event(_)) => check_room_for_events(draft, key)?,
         Some(object::Kind::Pod(_) | object::Kind::Node(_)) | None => {}
     }
     if let Some(place) = object.metadata_mut() {
@@ -174,6 +178,16 @@ fn check_namespace(draft: &Draft<'_>, key: &Key) -> Result<(), Rejection> {
     Err(outcome::forbidden(key, &why))
 }
 
+/// Whoever tells of everything may not fill the memory.
+fn check_room_for_events(draft: &Draft<'_>, key: &Key) -> Result<(), Rejection> {
+    if draft.state.list(Kind::Event, "").count() < MAX_EVENTS {
+        return Ok(());
+    }
+    let why = format!("{MAX_EVENTS} events are kept already");
+    let hint = Invalid::forbidden("metadata.name", "events go an hour after they happened last").to_wire();
+    Err(outcome::exhausted(key, &why, hint))
+}
+
 /// A record that servers derive can't be written by anybody else.
 pub(super) fn check_hand_written(draft: &Draft<'_>, key: &Key) -> Result<(), Rejection> {
     let service = draft.state.get(&Key::new(Kind::Service, &key.namespace, &key.name));
@@ -223,7 +237,7 @@ fn new_finalizers(object: &Object, current: &Object) -> Vec<Invalid> {
 fn has_spec(kind: Kind) -> bool {
     match kind {
         Kind::Node | Kind::Pod | Kind::Service => true,
-        Kind::Namespace | Kind::Endpoints | Kind::Unspecified => false,
+        Kind::Namespace | Kind::Endpoints | Kind::Event | Kind::Unspecified => false,
     }
 }
 

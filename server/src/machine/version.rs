@@ -8,13 +8,15 @@ use fairlead_proto::internal::v1::command;
 
 /// The newest machine version that this program executes. A member whose state says a newer one
 /// (`State::machine_version`) can't know what its entries mean and must stop.
-pub const MACHINE_VERSION: u32 = 3;
+pub const MACHINE_VERSION: u32 = 4;
 
 /// The machine version that a command needs. Whoever adds a command, or a field to what a command carries, raises
 /// [`MACHINE_VERSION`] and says so here.
 #[must_use]
 pub fn needed(command: &command::Kind) -> u32 {
     match command {
+        // Events are objects.
+        command::Kind::Put(put) if put.object.as_ref().is_some_and(|it| it.as_event().is_some()) => 4,
         // Owners of fields are kept with an object.
         command::Kind::Put(put) if put.object.as_ref().is_some_and(|it| !it.metadata().managed_fields.is_empty()) => 3,
         command::Kind::SetDrained(_) => 2,
@@ -82,6 +84,16 @@ mod tests {
         assert_eq!(refused.code(), Code::Unsupported, "{refused:?}");
         world.run(command::Kind::SetMachineVersion(SetMachineVersion { version: 3 }));
         assert_eq!(world.run(owned()).outcome.rejection, None);
+    }
+
+    #[test]
+    fn events_are_stored_once_every_member_knows_them() {
+        let mut world = World::new();
+        world.run(command::Kind::SetMachineVersion(SetMachineVersion { version: 3 }));
+        let event = || crate::machine::tests::put_with(crate::machine::tests::event("a").into(), None);
+        assert_eq!(world.run(event()).outcome.rejection.unwrap().code(), Code::Unsupported);
+        world.run(command::Kind::SetMachineVersion(SetMachineVersion { version: 4 }));
+        assert_eq!(world.run(event()).outcome.rejection, None);
     }
 
     #[test]

@@ -237,7 +237,7 @@ pub(super) fn shared_delta(state: &State, changed: &Changed) -> SharedDelta {
                     delta.nodes.push((old, new));
                 }
             }
-            Kind::Pod | Kind::Namespace | Kind::Unspecified => {}
+            Kind::Pod | Kind::Namespace | Kind::Event | Kind::Unspecified => {}
         }
     }
     for name in names {

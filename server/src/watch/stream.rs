@@ -6,9 +6,10 @@
 use crate::api::list::Selection;
 use crate::api::status;
 use crate::machine::{Change, Snapshot};
+use crate::watch::happened;
 use fairlead_proto::model::ObjectRef;
 use fairlead_proto::mutant::{self, Mutant};
-use fairlead_proto::v1::{EventType, WatchResponse};
+use fairlead_proto::v1::{EventType, Kind, WatchResponse};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -149,7 +150,9 @@ impl<L: Lens> Watcher<L> {
 #[must_use]
 pub fn seen(selection: &Selection, change: &Change) -> Option<(EventType, ObjectRef)> {
     if change.key.kind != selection.kind {
-        return None;
+        // Every change is an event of its own.
+        let event = (selection.kind == Kind::Event).then(|| happened::event(change))?;
+        return event.filter(|event| selection.matches(event)).map(|event| (EventType::Added, event));
     }
     if mutant::is_on(Mutant::WatchForgetsDeletes) && change.new.is_none() {
         return None;
@@ -170,13 +173,19 @@ pub fn seen(selection: &Selection, change: &Change) -> Option<(EventType, Object
     }
 }
 
+/// What a selection shows of a state. Most events are none of its objects.
+pub fn selected<'a>(selection: &'a Selection, snapshot: &'a Snapshot) -> impl Iterator<Item = ObjectRef> + Send + 'a {
+    let happened = (selection.kind == Kind::Event).then(|| happened::events(snapshot, snapshot.state.revision()));
+    let objects = snapshot.state.list(selection.kind, &selection.namespace).cloned();
+    objects.chain(happened.into_iter().flatten()).filter(|object| selection.matches(object))
+}
+
 /// A client of the gRPC API sees messages.
 impl Lens for Selection {
     type Item = WatchResponse;
 
     fn initial<'a>(&'a self, snapshot: &'a Snapshot) -> Box<dyn Iterator<Item = WatchResponse> + Send + 'a> {
-        let objects = snapshot.state.list(self.kind, &self.namespace).filter(|object| self.matches(object));
-        Box::new(objects.map(|object| event(EventType::Added, object, object.metadata().revision)))
+        Box::new(selected(self, snapshot).map(|object| event(EventType::Added, &object, object.metadata().revision)))
     }
 
     fn change(&self, change: &Change) -> Vec<WatchResponse> {
@@ -199,7 +208,6 @@ mod tests {
     use crate::machine::tests::{World, delete_command, namespace, put_with, service_with};
     use crate::watch::history::{History, WINDOW};
     use fairlead_proto::internal::v1::{Command, Entry, command};
-    use fairlead_proto::v1::Kind;
     use std::collections::BTreeMap;
 
     /// A state that changes, and those who watch it.

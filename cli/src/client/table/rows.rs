@@ -80,7 +80,7 @@ pub fn columns(resource: &Resource) -> &'static [(&'static str, bool)] {
         (Kind::Endpoints, false) => {
             &[("NAME", false), ("ADDRESSTYPE", false), ("PORTS", false), ("ENDPOINTS", false), ("AGE", false)]
         }
-        (Kind::Unspecified, _) => {
+        (Kind::Event | Kind::Unspecified, _) => {
             &[("LAST SEEN", false), ("TYPE", false), ("REASON", false), ("OBJECT", false), ("MESSAGE", false)]
         }
     }
@@ -97,7 +97,7 @@ pub fn cells(resource: &Resource, value: &Value, beside: &Beside, now: Timestamp
         (Kind::Namespace, _) => vec![name, text(value, "/status/phase").to_owned(), age],
         (Kind::Endpoints, true) => vec![name, endpoints(value), age],
         (Kind::Endpoints, false) => slice(value, age),
-        (Kind::Unspecified, _) => event(value, now),
+        (Kind::Event | Kind::Unspecified, _) => event(value, now),
     }
 }
 

@@ -113,7 +113,7 @@ async fn follow(
     format: &Format,
 ) -> Result<(), Failure> {
     let (resource, name) = what;
-    if resource.kind == Kind::Unspecified {
+    if resource.kind == Kind::Event {
         return Err(Failure::local("watch events with `fairlead events -w`"));
     }
     let mut filter = args.filter(session);

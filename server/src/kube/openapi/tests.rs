@@ -308,7 +308,7 @@ fn kubectl_finds_field_validation_dry_run_and_patch_types_on_the_patch_of_each_k
         assert_eq!(of_v2[place]["consumes"], json!(types));
         patches += 1;
     }
-    assert_eq!(patches, 5 + 4, "each kind that can be patched, and each status");
+    assert_eq!(patches, 6 + 4, "each kind that can be patched, and each status");
 }
 
 #[test]

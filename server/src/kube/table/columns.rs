@@ -31,6 +31,7 @@ pub fn columns(of: Of) -> Value {
         Of::Pod => POD,
         Of::Service => SERVICE,
         Of::Endpoints => &[NAME, narrow("Endpoints", "Addresses and ports that are ready."), AGE],
+        Of::Event => EVENT,
         Of::EndpointSlice => SLICE,
         Of::Lease => &[NAME, narrow("Holder", "Who holds the lease."), AGE],
         Of::ServiceCidr => &[NAME, narrow("CIDRs", "Ranges that addresses of services are taken from."), AGE],
@@ -85,6 +86,19 @@ const SERVICE: &[Column] = &[
     narrow("Port(s)", "Ports of the service, with node ports."),
     AGE,
     wide("Selector", "Labels of the pods that traffic goes to."),
+];
+
+const EVENT: &[Column] = &[
+    narrow("Last Seen", "Time since it happened last."),
+    narrow("Type", "Normal, or a warning."),
+    narrow("Reason", "What happened, as one word."),
+    narrow("Object", "What it happened to."),
+    wide("Subobject", "The part of the object that it happened to."),
+    wide("Source", "Who tells of it."),
+    narrow("Message", "What happened, as a sentence."),
+    wide("First Seen", "Time since it happened first."),
+    wide("Count", "How often it happened."),
+    wide("Name", NAME.description),
 ];
 
 const SLICE: &[Column] = &[

@@ -11,11 +11,11 @@ mod services;
 use super::*;
 use fairlead_proto::convert;
 use fairlead_proto::internal::v1::{
-    Command, Delete, ExpireNode, NodeUp, Put, ReportPods, ReportedPod, put, rejection::Code,
+    Command, Delete, ExpireNode, NodeUp, Put, ReportPods, ReportedPod, SetMachineVersion, put, rejection::Code,
 };
 use fairlead_proto::v1::{
-    Condition, Container, ContainerPort, Endpoints, IntOrString, Node, Object, Pod, PodSpec, PodStatus, RequestId,
-    Service, ServicePort, ServiceSpec, int_or_string,
+    Condition, Container, ContainerPort, Endpoints, Event, IntOrString, Node, Object, ObjectReference, Pod, PodSpec,
+    PodStatus, RequestId, Service, ServicePort, ServiceSpec, int_or_string,
 };
 
 /// One cluster and everything that was ever done to it.
@@ -41,6 +41,13 @@ impl World {
             uids: vec!["uid-default".into(), "uid-kube-system".into()],
         }));
         assert_eq!(outcome.outcome.effect(), WriteEffect::Created);
+        world
+    }
+
+    /// The same, of members that all execute the newest rules.
+    pub fn newest() -> Self {
+        let mut world = Self::new();
+        world.run(command::Kind::SetMachineVersion(SetMachineVersion { version: MACHINE_VERSION }));
         world
     }
 
@@ -250,6 +257,24 @@ pub fn pod_on(node: &str, name: &str, app: &str, address: &str) -> Pod {
     let mut it = pod(name, app, address);
     it.spec.get_or_insert_default().node_name = node.into();
     it
+}
+
+/// A client's, about service web.
+pub fn event(name: &str) -> Event {
+    let about = ObjectReference {
+        kind: "Service".into(),
+        namespace: "default".into(),
+        name: "web".into(),
+        ..ObjectReference::default()
+    };
+    Event {
+        metadata: Some(metadata(name)),
+        involved_object: Some(about),
+        reason: "Probed".into(),
+        message: "it answers".into(),
+        r#type: "Normal".into(),
+        ..Event::default()
+    }
 }
 
 pub fn container_port(name: &str, number: i32, protocol: &str) -> ContainerPort {

@@ -104,7 +104,7 @@ async fn describe(session: &Session, shown: &Shown, with_events: bool) -> Result
         }
         (Kind::Endpoints, true) => endpoints::endpoints(value, &mut into),
         (Kind::Endpoints, false) => endpoints::slice(value, &mut into),
-        (Kind::Unspecified, _) => return Err(Failure::local("events are shown with `fairlead events`")),
+        (Kind::Event | Kind::Unspecified, _) => return Err(Failure::local("events are shown with `fairlead events`")),
     }
     if with_events && shown.resource.kind != Kind::Namespace && shown.resource.is_stored() {
         let key = Key::new(shown.resource.kind, text(value, "/metadata/namespace"), text(value, "/metadata/name"));

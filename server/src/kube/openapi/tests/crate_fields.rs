@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{SelfSubjectAccessReview, SelfSubjectRulesReview};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Event, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ListMeta, Status};
@@ -114,8 +114,9 @@ fn read<T: DeserializeOwned>(seen: &Seen) {
 #[test]
 fn definitions_name_the_fields_that_the_crate_reads() {
     let seen = Seen::default();
-    let all: [fn(&Seen); 15] = [
+    let all: [fn(&Seen); 16] = [
         read::<Endpoints>,
+        read::<Event>,
         read::<Namespace>,
         read::<Node>,
         read::<Pod>,
